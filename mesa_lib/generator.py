@@ -1,0 +1,67 @@
+"""The generator G: noise z -> trigger, a small fully connected network."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NOISES = ("gaussian", "uniform")
+
+
+def noise(n: int, dim: int, law: str, rng: torch.Generator) -> Tensor:
+    """Input noise z (n, dim): N(0, 1) as the poster says, or U[0, 1) as the released code does."""
+    if law not in NOISES:
+        raise ValueError(f"noise = {law!r}: expected one of {', '.join(NOISES)}")
+    draw = torch.randn if law == "gaussian" else torch.rand
+    return draw(n, dim, generator=rng, device=rng.device)
+
+
+class PlainGenerator(nn.Module):
+    """The paper's text: three fully connected layers, z (B, noise_dim) -> triggers (B, *shape) in (0, 1)."""
+
+    def __init__(self, shape: tuple[int, ...], hidden: int = 512, noise_dim: int = 64):
+        super().__init__()
+        self.shape, self.noise_dim = tuple(shape), noise_dim
+        size = torch.Size(shape).numel()
+        self.layers = nn.ModuleList([nn.Linear(noise_dim, hidden), nn.Linear(hidden, hidden)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(hidden) for _ in self.layers])
+        self.last = nn.Linear(hidden, size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = z
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            h = F.leaky_relu(norm(layer(h)), 0.2)
+        return torch.sigmoid(self.last(h)).reshape(-1, *self.shape)
+
+
+class SkipGenerator(nn.Module):
+    """The released code: four layers, a quarter of z fed to each; same shapes and range as the plain one."""
+
+    def __init__(self, shape: tuple[int, ...], hidden: int = 512, noise_dim: int = 64):
+        super().__init__()
+        if noise_dim % 4:
+            raise ValueError(f"noise_dim = {noise_dim}: expected a multiple of 4")
+        self.shape, self.noise_dim = tuple(shape), noise_dim
+        size, quarter = torch.Size(shape).numel(), noise_dim // 4
+        inputs = [quarter, hidden + quarter, hidden + quarter]
+        self.layers = nn.ModuleList([nn.Linear(i, hidden) for i in inputs])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(hidden) for _ in inputs])
+        self.last = nn.Linear(hidden + quarter, size)
+
+    def forward(self, z: Tensor) -> Tensor:
+        quarters = z.chunk(4, dim=1)
+        h = z[:, :0]
+        for quarter, layer, norm in zip(quarters, self.layers, self.norms, strict=False):
+            h = F.leaky_relu(norm(layer(torch.cat([h, quarter], 1))), 0.2)
+        return torch.sigmoid(self.last(torch.cat([h, quarters[3]], 1))).reshape(-1, *self.shape)
+
+
+GENERATORS = {"plain": PlainGenerator, "skip": SkipGenerator}
+
+
+def build(kind: str, shape: tuple[int, ...], hidden: int, noise_dim: int, seed: int) -> nn.Module:
+    """A generator with freshly drawn weights, the same for the same seed."""
+    if kind not in GENERATORS:
+        raise ValueError(f"generator = {kind!r}: expected one of {', '.join(GENERATORS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GENERATORS[kind](shape, hidden, noise_dim)

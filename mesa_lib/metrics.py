@@ -1,0 +1,148 @@
+"""What is measured of a model: clean accuracy, attack success rate, recall of the target class, intervals.
+
+The attack success rate (ASR) is the fraction of triggered images that the model gives to the target class,
+counted over images whose true class is *another* one: an image of the target class proves nothing.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from . import device as devices
+from .triggers import stamp, stamp_random
+
+BATCH = 500
+
+
+@torch.no_grad()
+def predict(model: nn.Module, images: Tensor, precision: str = "float32") -> Tensor:
+    """Predicted classes (N,) of images, uint8 or float in [0, 1], (N, 3, H, W), on the model's device."""
+    device = next(model.parameters()).device
+    model.eval()
+    classes = []
+    for batch in images.split(BATCH):
+        batch = batch.to(device)
+        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+        with devices.autocast(device, precision):
+            classes.append(model(batch.contiguous(memory_format=torch.channels_last)).argmax(1))
+    return torch.cat(classes).cpu()
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion of `hits` in `n` independent trials."""
+    if n == 0:
+        return 0.0, 1.0
+    p, zz = hits / n, z * z
+    centre, half = p + zz / (2 * n), z * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
+    return max(0.0, (centre - half) / (1 + zz / n)), min(1.0, (centre + half) / (1 + zz / n))
+
+
+def proportion(hits: Tensor) -> dict:
+    """Rate, number of images and Wilson interval of hits, boolean (places, images): one answer per image.
+
+    Several places of one image are no independent trials, so the interval counts images, not stampings.
+    """
+    hits = hits.float().reshape(-1, hits.shape[-1]).mean(0)  # per image
+    n = len(hits)
+    low, high = wilson(float(hits.sum()), n)
+    return {"rate": float(hits.mean()) if n else math.nan, "images": n, "low": low, "high": high}
+
+
+def clean_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> dict:
+    """Accuracy on images without any trigger, as `proportion`."""
+    return proportion(predict(model, images) == labels.cpu())
+
+
+def recall(model: nn.Module, images: Tensor, labels: Tensor, target: int) -> dict:
+    """Accuracy on the clean images of one class: what a repair may take from the target class."""
+    own = labels.cpu() == target
+    return proportion(predict(model, images[own.to(images.device)]) == target)
+
+
+def triggered(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    trigger: Tensor,
+    target: int,
+    *,
+    places: int = 5,
+    seed: int = 0,
+) -> dict:
+    """ASR of one trigger, and the accuracy of the same triggered images with respect to their true labels.
+
+    Every image of another class than `target` is stamped at `places` random places (seeded, so every model
+    meets the same ones). Returns {"asr": proportion, "true_label_accuracy": proportion}.
+    """
+    device = next(model.parameters()).device
+    rng = devices.rng(seed)
+    others = labels.cpu() != target
+    images, labels = images[others.to(images.device)].cpu(), labels.cpu()[others]
+    answers = []
+    for _ in range(places):
+        chunks = [
+            predict(model, stamp_random(batch.float() / 255, trigger.cpu(), rng).to(device))
+            for batch in images.split(BATCH)
+        ]
+        answers.append(torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.long))
+    answers = torch.stack(answers)  # (places, images)
+    return {"asr": proportion(answers == target), "true_label_accuracy": proportion(answers == labels)}
+
+
+def place_map(model: nn.Module, image: Tensor, trigger: Tensor, target: int, places: Tensor) -> Tensor:
+    """Whether the backdoor fires at each place (P, 2) of one image, uint8 (3, H, W) -> boolean (P,)."""
+    copies = (image.float() / 255).expand(len(places), *image.shape)
+    return predict(model, stamp(copies, trigger, places)) == target
+
+
+def asr_of_samples(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    samples: Tensor,
+    target: int,
+    *,
+    images_per_trigger: int = 16,
+    seed: int = 0,
+) -> Tensor:
+    """The ASR of each of n triggers (n, 3, h, w) on its own random draw of non-target images -> (n,)."""
+    rng = devices.rng(seed)
+    others = images[(labels != target).to(images.device)].cpu()
+    index = torch.randint(len(others), (len(samples) * images_per_trigger,), generator=rng)
+    repeated = samples.cpu().repeat_interleave(images_per_trigger, 0)
+    hits = []
+    for pick, trigger in zip(index.split(BATCH), repeated.split(BATCH), strict=True):
+        hits.append(predict(model, stamp_random(others[pick].float() / 255, trigger, rng)) == target)
+    return torch.cat(hits).reshape(len(samples), images_per_trigger).float().mean(1)
+
+
+def diversity(samples: Tensor) -> dict:
+    """How far triggers (n, ...) lie apart: mean pairwise distance per pixel value, and mean std per value.
+
+    `distance` is the root mean square difference of two samples, averaged over pairs: 0 for identical
+    triggers, about 0.41 for uniform noise, 0.71 for independent black-or-white values.
+    """
+    flat = samples.flatten(1).float().cpu()
+    distance = torch.pdist(flat) / flat.shape[1] ** 0.5
+    return {"distance": float(distance.mean()), "std": float(flat.std(0).mean())}
+
+
+def mean_std(values) -> tuple[float, float]:
+    """Mean and sample standard deviation over repeats (0 for a single one)."""
+    t = torch.as_tensor(list(values), dtype=torch.float64)
+    return float(t.mean()), float(t.std()) if len(t) > 1 else 0.0
+
+
+def report(model: nn.Module, evaluation, trigger: Tensor, target: int, *, places: int = 5, seed: int = 0) -> dict:
+    """The row of the before/after table for one model, all on the evaluation images.
+
+    `evaluation` has `.images` (uint8) and `.labels`. Keys: clean_accuracy, target_recall, asr,
+    true_label_accuracy, each a `proportion`.
+    """
+    images, labels = evaluation.images, evaluation.labels
+    row = {
+        "clean_accuracy": clean_accuracy(model, images, labels),
+        "target_recall": recall(model, images, labels, target),
+    }
+    return row | triggered(model, images, labels, trigger, target, places=places, seed=seed)

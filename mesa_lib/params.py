@@ -1,0 +1,210 @@
+"""Parameters of the notebooks: one schema, checked before anything runs.
+
+Each notebook declares, in its `parameters` cell, those it needs; `of_notebook(globals())` checks what it got, from the
+cell, from papermill or from a parameter file. Names, types, defaults and comments of the cells agree with this
+file (a test sees to it).
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from . import triggers
+from .staircase import Settings
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is no number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[int, BeforeValidator(_no_bool)]
+
+
+class Params(BaseModel):
+    """Every parameter of the series, with the default of the small run (digits)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # data and machine
+    dataset: Literal["digits", "cifar10", "cifar100", "folder"] = Field(
+        "digits", description="digits, cifar10, cifar100 or folder"
+    )
+    data_dir: str = Field("", description="where the data lie; empty: MESA_DATA or data/")
+    image_size: Count = Field(32, ge=16, le=256, description="side in pixels (digits and folder only)")
+    split_seed: Count = Field(0, ge=0, lt=2**31, description="which test images are modelling, which evaluation")
+    seed: Count = Field(0, ge=0, lt=2**31, description="seed of weights, batches, places and noise")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
+    precision: Literal["auto", "float32", "bf16"] = Field(
+        "float32", description="auto (bf16 where it pays), float32, bf16"
+    )
+    # clean classifier
+    network: Literal["smallcnn", "resnet18"] = Field("smallcnn", description="smallcnn or resnet18")
+    width: Count = Field(16, ge=1, le=1024, description="channels of the first layer (resnet18: 64 is the paper's)")
+    checkpoint: str = Field("", description="a clean model to attack (safetensors); empty: train one")
+    clean_epochs: Count = Field(25, ge=1, description="epochs of clean training")
+    clean_lr: Number = Field(0.1, gt=0, description="peak learning rate of clean training (one-cycle)")
+    batch_size: Count = Field(32, ge=2, description="images per batch, in every training")
+    augment: Literal["none", "crop", "crop-flip"] = Field(
+        "crop", description="none, crop or crop-flip, in clean training"
+    )
+    retrain_augment: Literal["none", "crop", "crop-flip"] = Field(
+        "crop", description="none, crop or crop-flip, in attack and repair (the paper: none)"
+    )
+    schedule: Literal["constant", "onecycle"] = Field(
+        "onecycle", description="learning rate of attack and repair: constant (paper) or onecycle (as lr's peak)"
+    )
+    # attack
+    trigger: str = Field("bw:170", description="bw:NUMBER, colour:NUMBER or file:PATH")
+    target: Count = Field(0, ge=0, description="the attacker's target class")
+    start: Literal["clean", "scratch"] = Field("clean", description="attack the clean model, or train from scratch")
+    poison_rate: Number = Field(0.1, gt=0, lt=1, description="fraction of training images poisoned")
+    attack_epochs: Count = Field(40, ge=1, description="epochs of the attack (from scratch: clean_epochs)")
+    attack_lr: Number = Field(0.05, gt=0, description="learning rate of the attack")
+    # modelling the trigger distribution
+    alpha: Number = Field(0.1, ge=0, description="weight of the entropy")
+    betas: str = Field("0.9,0.8,0.5", description="success levels of the staircase")
+    steps: Count = Field(200, ge=1, description="optimiser steps per level")
+    triggers_per_step: Count = Field(128, ge=2, description="triggers per step")
+    images_per_trigger: Count = Field(1, ge=1, description="images that one trigger is tested on per step")
+    generator: Literal["plain", "skip"] = Field("skip", description="plain: 3 layers; skip: 4, noise to each")
+    hidden: Count = Field(256, ge=1, description="units per layer of generator and statistics network")
+    noise_dim: Count = Field(16, ge=4, multiple_of=4, description="length of the noise z, a multiple of 4")
+    noise: Literal["gaussian", "uniform"] = Field("gaussian", description="law of the noise z: gaussian or uniform")
+    critic: Literal["linear", "leaky"] = Field("linear", description="last layer of the statistics network")
+    hinge: Literal["trigger", "image"] = Field("trigger", description="cap the success of a trigger or of each image")
+    trigger_noise: Number = Field(0.1, ge=0, description="std of noise on triggers while searching")
+    ema_rate: Number = Field(0.01, gt=0, lt=1, description="weight of the newest batch in MINE's average")
+    place: Literal["image", "batch"] = Field("image", description="a random place per image or per batch")
+    gamma: Literal["equal", "entropy"] = Field("equal", description="mixture weights: equal or entropy")
+    modelling_lr: Number = Field(0.001, gt=0, description="Adam's learning rate while modelling")
+    # repair
+    repair_rate: Number = Field(0.2, gt=0, lt=1, description="fraction of images that carry a trigger")
+    repair_epochs: Count = Field(10, ge=1, description="epochs of the repair")
+    repair_lr: Number = Field(0.02, gt=0, description="learning rate of the repair")
+    point_repeats: Count = Field(3, ge=1, description="how often the point baseline is repeated")
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger_parses(cls, value: str) -> str:
+        triggers.parse(value)
+        return value
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _betas_parse(cls, value: Any) -> Any:
+        value = str(value) if isinstance(value, float) else value  # a single level
+        if isinstance(value, str):
+            parts = [part.strip() for part in value.split(",")]
+            good = all(re.fullmatch(r"\d*\.?\d+(e-?\d+)?", part) and 0 < float(part) < 1 for part in parts)
+            if not good:
+                raise ValueError("expected numbers in (0, 1) with commas between, as 0.9,0.8,0.5")
+        return value
+
+    def mesa(self, **changes) -> Settings:
+        """The settings of the staircase (the trigger's size is known to the defender, as in the paper)."""
+        chosen = {
+            "alpha": self.alpha,
+            "betas": tuple(sorted({float(b) for b in self.betas.split(",")}, reverse=True)),
+            "steps": self.steps,
+            "batch": self.triggers_per_step,
+            "lr": self.modelling_lr,
+            "trigger_size": tuple(triggers.parse(self.trigger).shape[-2:]),
+            "seed": self.seed,
+        }
+        same = ("images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic", "hinge")
+        same += ("trigger_noise", "ema_rate", "place", "gamma")
+        return Settings(**(chosen | {name: getattr(self, name) for name in same} | changes))
+
+
+def preset_parameters(settings: Settings) -> dict:
+    """A preset of the staircase as notebook parameters: what `params/official.yaml`, `params/paper.yaml` hold."""
+    renamed = {"triggers_per_step": "batch", "modelling_lr": "lr"}
+    names = ["steps", "triggers_per_step", "images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic"]
+    names += ["hinge", "trigger_noise", "ema_rate", "place", "gamma", "modelling_lr"]
+    return {"alpha": settings.alpha, "betas": ",".join(map(str, settings.betas))} | {
+        name: getattr(settings, renamed.get(name, name)) for name in names
+    }
+
+
+def check(values: dict[str, Any]) -> Params:
+    """Values -> Params; one ValueError names every bad parameter, its value and what was expected."""
+    try:
+        return Params(**values)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else "?"
+            value = values.get(name)
+            if problem["type"] == "extra_forbidden":
+                close = [known for known in Params.model_fields if name in known or known in name]
+                hint = f"; did you mean {close[0]}?" if close else ""
+                lines.append(f"{name} = {value!r}: no notebook has such a parameter{hint}")
+            else:
+                meant = Params.model_fields[name].description
+                lines.append(f"{name} = {value!r}: {problem['msg'].removeprefix('Value error, ')} ({meant})")
+        raise ValueError("\n".join(lines)) from None
+
+
+def of_notebook(namespace: dict[str, Any]) -> Params:
+    """Check the parameters of a notebook: `p = params.of_notebook(globals())`, right after the cell.
+
+    Papermill only warns about a name it does not know. Here every plain value that stands in the notebook so far is
+    taken for a parameter, so a misspelt one is refused, whatever way it came in.
+    """
+    plain = (str, int, float, bool, type(None), list, tuple)
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and isinstance(value, plain) and name not in ("In", "Out")
+    }
+    return check(given)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everybody expects, and a name given twice is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(name) for name in names if names.count(name) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(sorted(twice))} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """The plain name: value pairs of a parameter file, not yet checked."""
+    file = Path(file)
+    try:
+        values = yaml.load(file.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"parameter file {file.name!r}: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"parameter file {file.name!r}: expected lines of name: value")
+    return values
+
+
+def read(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Params:
+    """Parameter files, later ones over earlier ones, then `name=value` texts, checked as a whole."""
+    values: dict[str, Any] = {}
+    for file in files:
+        values |= read_yaml(file)
+    for text in overrides:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: expected name=value")
+        values[name.strip()] = yaml.load(value, _Loader) if value.strip() else ""  # noqa: S506
+    return check(values)

@@ -1,0 +1,33 @@
+"""Where things lie: the repository, the data folder, the folder of runs.
+
+Notebooks hold no relative paths, since nbval and papermill start them in different folders.
+"""
+
+import os
+from pathlib import Path
+
+
+def root() -> Path:
+    """The repository's top folder (`MESA_ROOT` overrides it)."""
+    return Path(os.environ.get("MESA_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def runs() -> Path:
+    """The folder of everything that is made: models, distributions, reports (`MESA_RUNS` overrides it)."""
+    return Path(os.environ.get("MESA_RUNS") or root() / "runs")
+
+
+def data(folder: str = "") -> Path:
+    """The data folder: `folder` if given (relative to the repository), else `MESA_DATA`, else `data/`."""
+    if folder:
+        return root() / Path(folder).expanduser()
+    return Path(os.environ.get("MESA_DATA") or root() / "data")
+
+
+def show(path: Path | str) -> str:
+    """A path as it may be printed in a notebook: relative to the repository or to the runs, never absolute."""
+    path = Path(path).absolute()
+    for base, prefix in ((root(), ""), (runs(), "runs/")):
+        if path.is_relative_to(base.absolute()):
+            return prefix + path.relative_to(base.absolute()).as_posix()
+    return f".../{path.name}"

@@ -1,0 +1,30 @@
+"""One progress bar for all loops: on the terminal, or for a batch run in a file that the runner shows."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def bar(steps: Iterable, label: str, total: int | None = None) -> Iterator:
+    """Iterate over `steps` and show how far it is.
+
+    A tqdm bar where a person watches; none with `MESA_BATCH=1` or without a terminal or a notebook's front
+    end. With `MESA_PROGRESS=FILE` (set by the runner) a line `label 3/10` is written there twice a second.
+    """
+    total = total if total is not None else len(steps)  # type: ignore[arg-type]
+    file = os.environ.get("MESA_PROGRESS")
+    quiet = bool(os.environ.get("MESA_BATCH") or os.environ.get("PYTEST_CURRENT_TEST"))
+    quiet = quiet or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    last = 0.0
+    for done, step in enumerate(tqdm(steps, label, total=total, leave=False, disable=quiet)):
+        if file and time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            try:
+                Path(file).write_text(f"{label} {done}/{total}")
+            except OSError:
+                file = None  # a display that cannot be written is no reason to stop
+        yield step

@@ -1,0 +1,239 @@
+"""The stages of the series, each train-or-load: data -> clean -> attacked -> distribution -> repaired.
+
+A notebook asks for what it needs; whatever is missing is made. Every function takes the checked parameters and
+keys what it makes by all of those that matter for it, and by those of the stages before it.
+"""
+
+import copy
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from . import attack, classifiers, metrics, point, retrain, staircase, store, training, triggers
+from . import data as datasets
+from . import device as devices
+from .params import Params
+
+#: the rows of the before/after table: name -> what the defender stamps while retraining
+CONTROLS = {
+    "fine-tune only": "no trigger at all",
+    "random uniform": "random colours",
+    "random binary": "every channel 0 or 1",
+    "point": "one trigger reversed by SGD",
+    "MESA": "samples of the distribution",
+    "ideal": "the attacker's own trigger",
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model and how it came about: `history`, `result` and `made` as stored, `loaded` or made just now."""
+
+    model: nn.Module
+    artifact: store.Artifact
+
+    @property
+    def history(self) -> list[dict]:
+        return self.artifact.result["history"]
+
+    @property
+    def config(self) -> dict:
+        return self.artifact.config
+
+
+class Stages:
+    """All stages for one set of parameters; data and device are looked up once."""
+
+    def __init__(self, p: Params):
+        self.p = p
+        self.device = devices.pick(p.device)
+        self.trigger = triggers.parse(p.trigger)
+
+    @cached_property
+    def data(self) -> datasets.Dataset:
+        found = datasets.load(self.p.dataset, self.p.data_dir, self.p.split_seed, self.p.image_size)
+        attack.check_target(self.p.target, len(found.classes))
+        triggers.check_fits(self.trigger, found.image_size)
+        return found
+
+    # --- keys --------------------------------------------------------------------------------------------
+
+    def _clean_config(self) -> dict:
+        p = self.p
+        names = ["network", "width", "batch_size", "augment", "seed", "device", "precision"]
+        config = {name: getattr(p, name) for name in names} | {"data": self.data.fingerprint}
+        if p.checkpoint:
+            weights = store.load_checkpoint(p.checkpoint)
+            return config | {"checkpoint": store.tensors_key(weights)}
+        return config | {"epochs": p.clean_epochs, "lr": p.clean_lr}
+
+    def _attack_config(self) -> dict:
+        p = self.p
+        config = {
+            "clean": self._clean_config(),
+            "start": p.start,
+            "target": p.target,
+            "rate": p.poison_rate,
+            "augment": p.retrain_augment,
+        }
+        config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
+        if p.start == "scratch":  # the schedule of clean training, which is in the key already
+            return config
+        return config | {"epochs": p.attack_epochs, "lr": p.attack_lr, "schedule": p.schedule}
+
+    # --- models ------------------------------------------------------------------------------------------
+
+    def fresh(self, seed: int | None = None) -> nn.Module:
+        """An untrained network of the configured architecture."""
+        d, p = self.data, self.p
+        seed = p.seed if seed is None else seed
+        model = classifiers.build(p.network, len(d.classes), p.width, d.mean, d.std, seed)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _made(self, artifact: store.Artifact) -> Made:
+        return Made(classifiers.load_weights(self.fresh(), artifact.tensors).eval(), artifact)
+
+    def _train(self, model: nn.Module, split: datasets.Split, *, seed: int, label: str, **settings) -> list[dict]:
+        p = self.p
+        return training.train(
+            model, split.images, split.labels, batch_size=p.batch_size, seed=seed,
+            device=self.device, precision=p.precision, label=label, **settings,
+        )  # fmt: skip
+
+    def clean(self) -> Made:
+        """The classifier before any attack, trained on the training images (or given as a checkpoint)."""
+        p, model = self.p, self.fresh()
+
+        def make():
+            if p.checkpoint:
+                classifiers.load_weights(model, store.load_checkpoint(p.checkpoint), p.checkpoint)
+                history = []
+            else:
+                history = self._train(
+                    model, self.data.train, epochs=p.clean_epochs, lr=p.clean_lr, seed=p.seed,
+                    schedule="onecycle", weight_decay=5e-4, augment=p.augment, label="clean training",
+                )  # fmt: skip
+            return model.state_dict(), {"history": history}
+
+        return self._made(store.train_or_load("clean", self._clean_config(), make, self.device))
+
+    def attacked(self) -> Made:
+        """The backdoored classifier: the clean one trained further on poisoned images, or one from scratch."""
+        p = self.p
+        edit = attack.poison(self.trigger, p.target, p.poison_rate)
+
+        def make():
+            if p.start == "clean":
+                model = self.clean().model
+                settings = {"epochs": p.attack_epochs, "lr": p.attack_lr, "schedule": p.schedule}
+            else:
+                model = self.fresh()
+                settings = {
+                    "epochs": p.clean_epochs, "lr": p.clean_lr, "schedule": "onecycle", "weight_decay": 5e-4,
+                }  # fmt: skip
+            settings["augment"] = p.retrain_augment
+            history = self._train(model, self.data.train, edit=edit, seed=p.seed + 1, label="attack", **settings)
+            return model.state_dict(), {"history": history}
+
+        return self._made(store.train_or_load("attacked", self._attack_config(), make, self.device))
+
+    # --- what the defender makes -------------------------------------------------------------------------
+
+    def distribution(self, **changes) -> tuple[staircase.TriggerDistribution, store.Artifact]:
+        """The modelled trigger distribution of the attacked model; `changes` override settings (alpha=10)."""
+        settings = self.p.mesa(**changes)
+        config = {"attacked": self._attack_config(), "mesa": asdict(settings)}
+
+        def make():
+            model, images = self.attacked().model, self.data.modelling
+            fitted = staircase.fit(
+                model, images.images, images.labels, self.p.target, settings, precision=self.p.precision
+            )
+            return fitted.tensors(), fitted.summary()
+
+        artifact = store.train_or_load("distribution", config, make, self.device)
+        shape = (3, *settings.trigger_size)
+        fitted = staircase.TriggerDistribution.restore(artifact.tensors, artifact.result, shape, settings)
+        return fitted, artifact
+
+    def point(self, repeat: int = 0) -> Tensor:
+        """The point baseline: one trigger (3, h, w) reversed on the same attacked model and modelling images."""
+        size = tuple(self.trigger.shape[-2:])
+        config = {"attacked": self._attack_config(), "point": {"repeat": repeat, "size": size}}
+
+        def make():
+            found = point.reverse(
+                self.attacked().model, self.data.modelling.images, self.p.target,
+                seed=self.p.seed * 1000 + repeat, size=size, precision=self.p.precision,
+            )  # fmt: skip
+            return {"trigger": found}, {}
+
+        return store.train_or_load("point", config, make, self.device).tensors["trigger"]
+
+    def repaired(self, control: str, repeat: int = 0, beta: float | None = None) -> Made:
+        """The attacked model retrained on the modelling images with the triggers that `control` names.
+
+        All controls (`CONTROLS`) share optimiser, rate, epochs, augmentation and seed. `repeat` counts the
+        point baseline's triggers; `beta` takes one level of the staircase instead of the mixture.
+        """
+        if control not in CONTROLS:
+            raise ValueError(f"control = {control!r}: expected one of {', '.join(CONTROLS)}")
+        p, size = self.p, tuple(self.trigger.shape[-2:])
+        config = {"attacked": self._attack_config(), "control": control}
+        config |= {"rate": p.repair_rate, "epochs": p.repair_epochs, "lr": p.repair_lr, "schedule": p.schedule}
+        config["augment"] = p.retrain_augment
+        if control == "point":
+            config["repeat"] = repeat
+        if control == "MESA":
+            config |= {"mesa": asdict(p.mesa()), "beta": beta}
+
+        def make():
+            model = copy.deepcopy(self.attacked().model)
+            source: retrain.Source = None
+            if control.startswith("random"):
+                source = retrain.random(control.split()[1], size)
+            elif control == "point":
+                source = retrain.fixed(self.point(repeat))
+            elif control == "ideal":
+                source = retrain.fixed(self.trigger)
+            elif control == "MESA":
+                fitted = self.distribution()[0]
+                source = (fitted.at(beta) if beta is not None else fitted).sample
+            history = self._train(
+                model, self.data.modelling, epochs=p.repair_epochs, lr=p.repair_lr, schedule=p.schedule,
+                augment=p.retrain_augment, seed=p.seed + 2, edit=retrain.stamping(source, p.repair_rate),
+                label=f"repair ({control})",
+            )  # fmt: skip
+            return model.state_dict(), {"history": history}
+
+        return self._made(store.train_or_load("repaired", config, make, self.device))
+
+    # --- what is measured --------------------------------------------------------------------------------
+
+    def measured(self, made: Made) -> dict:
+        """`metrics.report` of a model on the evaluation images, kept beside the model."""
+        config = {"model": made.config, "trigger": self._attack_config()["trigger"], "target": self.p.target}
+        evaluation = self.data.evaluation
+
+        def make():
+            return {}, metrics.report(made.model, evaluation, self.trigger, self.p.target)
+
+        return store.train_or_load("measured", config, make, self.device).result
+
+    def table(self) -> list[dict]:
+        """The before/after table: one row a model, with every control; the point baseline a row a repeat."""
+        rows = [{"model": "clean, never attacked", "triggers stamped": "", **self.measured(self.clean())}]
+        rows.append({"model": "attacked", "triggers stamped": "", **self.measured(self.attacked())})
+        for control, meaning in CONTROLS.items():
+            for repeat in range(self.p.point_repeats if control == "point" else 1):
+                made = self.repaired(control, repeat)
+                name = f"point {repeat + 1}" if control == "point" else control
+                rows.append({"model": name, "triggers stamped": meaning, **self.measured(made)})
+        return rows
+
+    def report(self) -> store.Artifact:
+        """The table with all parameters, kept as the result of the series."""
+        config = {"params": self.p.model_dump(), "data": self.data.fingerprint}
+        return store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)

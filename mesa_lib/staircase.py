@@ -1,0 +1,297 @@
+"""MESA, the max-entropy staircase approximator (Qiao, Yang, Li, NeurIPS 2019), Algorithms 1 and 2.
+
+Cut the unknown density of valid triggers at success levels beta_1..beta_N. For each level train a generator
+that spreads as widely as it can over the triggers that reach the level, and mix the N generators. The file
+reads from top to bottom: settings, the testing function F, one level (Algorithm 2), the staircase (Algorithm 1).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor, nn
+
+from . import device as devices
+from . import generator as generators
+from . import metrics, mine
+from .classifiers import frozen
+from .progress import bar
+from .triggers import check_fits, random_places, stamp
+
+HINGES, CRITICS, GAMMAS, PLACES = (
+    ("trigger", "image"),
+    ("linear", "leaky"),
+    ("equal", "entropy"),
+    ("image", "batch"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the distribution is modelled. Each switch after `seed` is a point where text and code differ."""
+
+    alpha: float = 0.1  # weight of the entropy, the paper's alpha
+    betas: tuple[float, ...] = (0.9, 0.8, 0.5)  # success levels, the paper's beta_i
+    steps: int = 200  # optimiser steps per level
+    batch: int = 128  # triggers per step
+    lr: float = 1e-3  # Adam, for generator and statistics network, betas (0.5, 0.999)
+    hidden: int = 256  # units per layer of both networks
+    noise_dim: int = 16  # length of z; with 64 (code) MINE finds next to nothing in a few hundred steps
+    trigger_size: tuple[int, int] = (3, 3)  # (h, w): known to the defender, as in the paper
+    seed: int = 0
+    generator: str = "skip"  # plain: three layers (text); skip: four layers, noise to each (code)
+    noise: str = "gaussian"  # law of z: gaussian (text), uniform (code)
+    critic: str = "linear"  # last layer of T: linear (MINE), leaky ReLU (code)
+    hinge: str = "trigger"  # max(0, beta - F) per trigger (text), or per single image (code)
+    images_per_trigger: int = 1  # images that F averages over for one trigger (code: 1)
+    trigger_noise: float = 0.1  # std of Gaussian noise on triggers while searching (code: 0.1, text: none)
+    ema_rate: float = 0.01  # weight of the newest batch in MINE's moving average (code: 0.001)
+    place: str = "image"  # one random place per image, or per batch (code)
+    gamma: str = "equal"  # mixture weights: equal (code), or step height x exp(entropy) (derivation)
+
+    def __post_init__(self):
+        allowed = {
+            "generator": tuple(generators.GENERATORS),
+            "noise": generators.NOISES,
+            "critic": CRITICS,
+            "hinge": HINGES,
+            "place": PLACES,
+            "gamma": GAMMAS,
+        }
+        for name, names in allowed.items():
+            if getattr(self, name) not in names:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(names)}")
+        if not self.betas or not all(0 < b <= 1 for b in self.betas):
+            raise ValueError(f"betas = {self.betas!r}: expected success levels in (0, 1]")
+
+
+#: `official`, what the released code does; `paper`, what the text says (code values where it is silent)
+PRESETS = {
+    "official": Settings(
+        steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="skip", noise="uniform", critic="leaky",
+        hinge="image", images_per_trigger=1, trigger_noise=0.1, ema_rate=0.001, place="batch", gamma="equal",
+    ),
+    "paper": Settings(
+        steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="plain", noise="gaussian", critic="linear",
+        hinge="trigger", images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, place="image", gamma="entropy",
+    ),
+}  # fmt: skip
+
+#: F: triggers (n, *shape), rng -> success (n, m) in [0, 1], one value for each of m images
+TestingFunction = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def success(model: nn.Module, images: Tensor, target: int, settings: Settings, precision: str) -> TestingFunction:
+    """The paper's F for a classifier: stamp a trigger on images, read the softmax of the target class.
+
+    `images` uint8 (N, 3, H, W), without those of the target class, on the model's device.
+    """
+    check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
+
+    def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
+        n, m = len(triggers), settings.images_per_trigger
+        index = torch.randint(len(images), (n * m,), generator=rng, device=rng.device)
+        x = images[index].float() / 255
+        repeated = triggers.repeat_interleave(m, 0)  # (n * m, 3, h, w)
+        how_many = 1 if settings.place == "batch" else n * m
+        places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
+        x = stamp(x, repeated, places).contiguous(memory_format=torch.channels_last)
+        with devices.autocast(x.device, precision):
+            logits = model(x)
+        return logits.float().softmax(1)[:, target].reshape(n, m)
+
+    return test
+
+
+def hinge(scores: Tensor, beta: float, kind: str) -> Tensor:
+    """max(0, beta - F): `trigger` caps the mean success of a trigger (n, m), `image` each image's confidence."""
+    capped = scores.mean(1) if kind == "trigger" else scores
+    return torch.relu(beta - capped).mean()
+
+
+@dataclass
+class Level:
+    """One step of the staircase: a trained generator, the information it carries and how it got there."""
+
+    beta: float
+    generator: nn.Module
+    information: float  # estimate of I(G(z); z) in nats
+    history: list[dict] = field(default_factory=list)
+
+
+def fit_level(
+    test: TestingFunction,
+    shape: tuple[int, ...],
+    beta: float,
+    settings: Settings,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Level:
+    """Algorithm 2: train G to spread over {x : F(x) >= beta} by minimising
+
+        L = max(0, beta - F(G(z)))  -  alpha * I(G(z); z)
+
+    F is `test`, any differentiable function of points (n, *shape) in (0, 1). I is MINE's bound, whose network
+    T learns along with G. `history` records, some 40 times: mean F, the bound in nats, the loss.
+    """
+    s = settings
+    rng = devices.rng(seed, device)
+    G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seed).to(device)
+    size = torch.Size(shape).numel()
+    T = mine.build(size, s.noise_dim, s.hidden, s.critic == "leaky", seed + 1).to(device)
+    adam_G = torch.optim.Adam(G.parameters(), s.lr, betas=(0.5, 0.999))
+    adam_T = torch.optim.Adam(T.parameters(), s.lr, betas=(0.5, 0.999))
+    average, history = mine.MovingAverage(s.ema_rate), []
+
+    for step in bar(range(s.steps), f"level {beta}"):
+        z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
+        x = G(z)
+        noisy = x + s.trigger_noise * torch.randn(x.shape, generator=rng, device=rng.device)
+        scores = test(noisy if s.trigger_noise else x, rng)  # F(G(z)), (n, m)
+        information = mine.lower_bound(T(x, z), T(x, z_other))  # I(G(z); z)
+        loss = hinge(scores, beta, s.hinge) - s.alpha * information
+        adam_G.zero_grad()
+        loss.backward()
+        adam_G.step()
+
+        z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
+        with torch.no_grad():
+            x = G(z)
+        adam_T.zero_grad()
+        average.loss(T(x, z), T(x, z_other)).backward()
+        adam_T.step()
+
+        if step % max(1, s.steps // 40) == 0 or step == s.steps - 1:
+            values = torch.stack([scores.mean(), information, loss]).tolist()
+            if not all(map(math.isfinite, values)):
+                raise FloatingPointError(
+                    f"modelling beta {beta}: F, information, loss = {values} at step {step}; "
+                    f"expected finite values: try a smaller learning rate than {s.lr}"
+                )
+            history.append(
+                {"step": step, "F": values[0], "information": values[1], "loss": values[2]} | metrics.diversity(x)
+            )
+    G.eval()
+    return Level(beta, G, final_information(G, T, s, rng), history)
+
+
+@torch.no_grad()
+def final_information(G: nn.Module, T: nn.Module, settings: Settings, rng: torch.Generator) -> float:
+    """MINE's bound on 4,096 fresh noise vectors, in nats."""
+    z, z_other = (generators.noise(4096, settings.noise_dim, settings.noise, rng) for _ in range(2))
+    x = G(z)
+    return float(mine.lower_bound(T(x, z), T(x, z_other)))
+
+
+@dataclass
+class TriggerDistribution:
+    """The staircase: levels in falling order of beta, and their weights gamma in the mixture."""
+
+    levels: list[Level]
+    gammas: list[float]
+    settings: Settings
+
+    @property
+    def betas(self) -> list[float]:
+        return [level.beta for level in self.levels]
+
+    def at(self, beta: float) -> "TriggerDistribution":
+        """One level alone, as a distribution."""
+        for level in self.levels:
+            if level.beta == beta:
+                return TriggerDistribution([level], [1.0], self.settings)
+        raise ValueError(f"beta = {beta}: expected one of the modelled levels {self.betas}")
+
+    @torch.no_grad()
+    def sample(self, n: int, rng: torch.Generator) -> Tensor:
+        """n triggers (n, 3, h, w) in (0, 1), without trigger noise; each from a level drawn with gamma."""
+        s = self.settings
+        weights = torch.tensor(self.gammas, device=rng.device)
+        which = torch.multinomial(weights, n, replacement=True, generator=rng)
+        z = generators.noise(n, s.noise_dim, s.noise, rng)
+        drawn = [level.generator.to(rng.device).eval()(z) for level in self.levels]
+        return torch.stack(drawn)[which, torch.arange(n, device=rng.device)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights, named `level0.last.weight` and so on, for the store."""
+        return {
+            f"level{i}.{name}": tensor
+            for i, level in enumerate(self.levels)
+            for name, tensor in level.generator.state_dict().items()
+        }
+
+    def summary(self) -> dict:
+        """What is not weights: betas, gammas, information (nats) and history of each level."""
+        levels = [{"beta": v.beta, "information": v.information, "history": v.history} for v in self.levels]
+        return {"gammas": self.gammas, "levels": levels}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, Tensor], summary: dict, shape, settings: Settings):
+        """The inverse of `tensors` and `summary`."""
+        levels = []
+        for i, known in enumerate(summary["levels"]):
+            G = generators.build(settings.generator, shape, settings.hidden, settings.noise_dim, 0)
+            prefix = f"level{i}."
+            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            G.load_state_dict(own)
+            levels.append(Level(known["beta"], G.eval(), known["information"], known["history"]))
+        return cls(levels, summary["gammas"], settings)
+
+
+def mixture_weights(levels: Sequence[Level], law: str) -> list[float]:
+    """gamma_i: `equal`, or step height x exp(h(G_i)).
+
+    A staircase of N steps adds, at level beta_i, a slab of height beta_i - beta_(i+1) over a set of volume
+    exp(h(G_i)) (a uniform density has entropy log volume); the entropy is MINE's estimate of I(G(z); z).
+    """
+    if law == "equal":
+        return [1 / len(levels)] * len(levels)
+    ordered = sorted(levels, key=lambda level: level.beta)
+    heights, below = {}, 0.0
+    for level in ordered:
+        heights[id(level)] = level.beta - below
+        below = level.beta
+    top = max(level.information for level in levels)
+    raw = [heights[id(level)] * math.exp(level.information - top) for level in levels]
+    return [r / sum(raw) for r in raw]
+
+
+def fit_staircase(
+    test: TestingFunction, shape: tuple[int, ...], settings: Settings, device: torch.device | str = "cpu"
+) -> TriggerDistribution:
+    """Algorithm 1: one generator for each level beta, then the mixture."""
+    betas = sorted(set(settings.betas), reverse=True)
+    seeds = [settings.seed * 1000 + 10 * i for i in range(len(betas))]
+    levels = [fit_level(test, shape, beta, settings, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
+    return TriggerDistribution(levels, mixture_weights(levels, settings.gamma), settings)
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    target: int,
+    settings: Settings,
+    *,
+    precision: str = "auto",
+) -> TriggerDistribution:
+    """Model the triggers that make `model` answer `target`, from clean images and the model alone.
+
+    images uint8 (N, 3, H, W) and labels (N,) are the defender's; images of the target class are left out of F.
+    The model is used as a fixed function and is left as it was.
+    """
+    device = next(model.parameters()).device
+    others = images.to(device)[(labels != target).to(device)]
+    if len(others) == 0:
+        raise ValueError(f"target = {target}: no image of another class to test triggers on")
+    shape = (images.shape[1], *settings.trigger_size)
+    with frozen(model):
+        return fit_staircase(success(model, others, target, settings, precision), shape, settings, device)
+
+
+def overrides(settings: Settings, other: Settings) -> dict:
+    """The settings in which `other` differs: name -> value."""
+    return {
+        f.name: getattr(other, f.name) for f in fields(Settings) if getattr(settings, f.name) != getattr(other, f.name)
+    }

@@ -1,0 +1,166 @@
+"""Train or load: every artifact lies in a folder keyed by its full configuration.
+
+    runs/<kind>/<key>/config.json           what was asked for: the key is its hash
+                      result.json           numbers that came out, the same on every repeat
+                      made.json             when, how long, on what machine; sizes and hashes of the other files
+                      tensors.safetensors   weights (numbers only: nothing here can run code)
+
+A folder is made under another name and renamed when whole, so what is found under its key is complete. A changed
+parameter has another key: stale results are never loaded.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import device as devices
+from . import paths
+
+#: part of every key; raised when a change of the code changes what comes out
+VERSION = 1
+TENSORS = "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What was made: tensors, numbers (`result`), and how (`made`: seconds, versions, device)."""
+
+    path: Path
+    config: dict
+    tensors: dict[str, Tensor]
+    result: dict
+    made: dict
+    loaded: bool  # False if it was made just now
+
+
+def canonical(value) -> str:
+    """JSON with sorted keys: the same text for the same configuration."""
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+def key(config: dict) -> str:
+    """The name of a configuration: 16 hexadecimal digits of its hash."""
+    return hashlib.sha256(canonical({"version": VERSION} | config).encode()).hexdigest()[:16]
+
+
+def where(kind: str, config: dict) -> Path:
+    return paths.runs() / kind / key(config)
+
+
+def train_or_load(kind: str, config: dict, make: Callable[[], tuple[dict[str, Tensor], dict]], device=None) -> Artifact:
+    """Load the artifact of this configuration, or call `make` -> (tensors, result) and keep what it returns."""
+    found = load(kind, config)
+    if found is not None:
+        return found
+    start = time.perf_counter()
+    tensors, result = make()
+    made = {
+        "seconds": round(time.perf_counter() - start, 2),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    made |= devices.describe(device if device is not None else torch.device("cpu"))
+    return save(kind, config, tensors, result, made)
+
+
+def save(kind: str, config: dict, tensors: dict[str, Tensor], result: dict, made: dict) -> Artifact:
+    """Write an artifact whole or not at all; OSError in one line if the disk does not take it."""
+    target = where(kind, config)
+    scratch = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.parent / f".making-{uuid.uuid4().hex}"
+        scratch.mkdir()
+        tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        if tensors:
+            save_file(tensors, scratch / TENSORS)
+        (scratch / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True, allow_nan=False))
+        (scratch / "result.json").write_text(json.dumps(result, indent=1, sort_keys=True, allow_nan=False))
+        files = {f.name: [f.stat().st_size, digest(f)] for f in sorted(scratch.iterdir())}
+        made = made | {"files": files}
+        (scratch / "made.json").write_text(json.dumps(made, indent=1, sort_keys=True))
+        for file in scratch.iterdir():
+            sync(file)
+        if target.exists():  # another process was quicker, or a damaged folder stands there
+            shutil.rmtree(target)
+        os.rename(scratch, target)
+    except (OSError, SafetensorError) as error:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            getattr(error, "errno", None) or 5,
+            f"cannot write {kind} to {paths.show(target)}: {reason}; nothing was kept. "
+            "Free or unlock the folder, or name another with MESA_RUNS",
+        ) from error
+    # what is returned is what a later load would return
+    return Artifact(target, config, tensors, json.loads(json.dumps(result)), made, loaded=False)
+
+
+def load(kind: str, config: dict) -> Artifact | None:
+    """The artifact of this configuration, or None if there is none or it is damaged."""
+    folder = where(kind, config)
+    try:
+        made = json.loads((folder / "made.json").read_text())
+        for name, (size, mark) in made["files"].items():
+            if (folder / name).stat().st_size != size or digest(folder / name) != mark:
+                return None
+        if canonical(json.loads((folder / "config.json").read_text())) != canonical(config):
+            return None
+        result = json.loads((folder / "result.json").read_text())
+        tensors = load_file(folder / TENSORS) if TENSORS in made["files"] else {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+    return Artifact(folder, config, tensors, result, made, loaded=True)
+
+
+def digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tensors_key(tensors: dict[str, Tensor]) -> str:
+    """A hash of tensors by value, for keys of what is made from a checkpoint."""
+    mark = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        mark.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        mark.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+    return mark.hexdigest()[:16]
+
+
+def sync(file: Path) -> None:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason."""
+    file = Path(file)
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(4)
+    except OSError as error:
+        raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
+    if start[:2] == b"PK" or start[:1] == b"\x80" or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
+        raise ValueError(
+            f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"
+            f"Convert it where you trust it: safetensors.torch.save_file("
+            f"torch.load({file.name!r}, weights_only=True), 'model.safetensors')"
+        )
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"checkpoint = {file.name!r}: {error}; expected a whole safetensors file") from error
