@@ -146,3 +146,24 @@ def report(model: nn.Module, evaluation, trigger: Tensor, target: int, *, places
         "target_recall": recall(model, images, labels, target),
     }
     return row | triggered(model, images, labels, trigger, target, places=places, seed=seed)
+
+
+def table(rows: list[dict]):
+    """Rows of `report` as a pandas table in per cent: clean accuracy, recall of the target class, ASR with its
+    95 % interval, accuracy of triggered images with respect to their true labels.
+    """
+    import pandas as pd
+
+    def line(row: dict) -> dict:
+        asr = row["asr"]
+        texts = {name: value for name, value in row.items() if not isinstance(value, dict)}
+        return texts | {
+            "clean accuracy": 100 * row["clean_accuracy"]["rate"],
+            "target recall": 100 * row["target_recall"]["rate"],
+            "ASR": 100 * asr["rate"],
+            "ASR low": 100 * asr["low"],
+            "ASR high": 100 * asr["high"],
+            "true-label accuracy": 100 * row["true_label_accuracy"]["rate"],
+        }
+
+    return pd.DataFrame([line(row) for row in rows]).round(1)

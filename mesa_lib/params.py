@@ -70,20 +70,22 @@ class Params(BaseModel):
     # modelling the trigger distribution
     alpha: Number = Field(0.1, ge=0, description="weight of the entropy")
     betas: str = Field("0.9,0.8,0.5", description="success levels of the staircase")
-    steps: Count = Field(200, ge=1, description="optimiser steps per level")
-    triggers_per_step: Count = Field(128, ge=2, description="triggers per step")
-    images_per_trigger: Count = Field(1, ge=1, description="images that one trigger is tested on per step")
+    steps: Count = Field(150, ge=1, description="optimiser steps per level")
+    triggers_per_step: Count = Field(64, ge=2, description="triggers per step")
+    images_per_trigger: Count = Field(4, ge=1, description="images that one trigger is tested on per step")
     generator: Literal["plain", "skip"] = Field("skip", description="plain: 3 layers; skip: 4, noise to each")
     hidden: Count = Field(256, ge=1, description="units per layer of generator and statistics network")
     noise_dim: Count = Field(16, ge=4, multiple_of=4, description="length of the noise z, a multiple of 4")
     noise: Literal["gaussian", "uniform"] = Field("gaussian", description="law of the noise z: gaussian or uniform")
     critic: Literal["linear", "leaky"] = Field("linear", description="last layer of the statistics network")
+    critic_steps: Count = Field(4, ge=1, description="updates of the statistics network for one of the generator")
     hinge: Literal["trigger", "image"] = Field("trigger", description="cap the success of a trigger or of each image")
     trigger_noise: Number = Field(0.1, ge=0, description="std of noise on triggers while searching")
     ema_rate: Number = Field(0.01, gt=0, lt=1, description="weight of the newest batch in MINE's average")
     place: Literal["image", "batch"] = Field("image", description="a random place per image or per batch")
     gamma: Literal["equal", "entropy"] = Field("equal", description="mixture weights: equal or entropy")
     modelling_lr: Number = Field(0.001, gt=0, description="Adam's learning rate while modelling")
+    compare: str = Field("bw:97,bw:16", description="other triggers whose distributions are drawn beside; empty: none")
     # repair
     repair_rate: Number = Field(0.2, gt=0, lt=1, description="fraction of images that carry a trigger")
     repair_epochs: Count = Field(10, ge=1, description="epochs of the repair")
@@ -94,6 +96,13 @@ class Params(BaseModel):
     @classmethod
     def _trigger_parses(cls, value: str) -> str:
         triggers.parse(value)
+        return value
+
+    @field_validator("compare")
+    @classmethod
+    def _compared_parse(cls, value: str) -> str:
+        for spec in filter(None, value.split(",")):
+            triggers.parse(spec.strip())
         return value
 
     @field_validator("betas", mode="before")
@@ -118,7 +127,7 @@ class Params(BaseModel):
             "trigger_size": tuple(triggers.parse(self.trigger).shape[-2:]),
             "seed": self.seed,
         }
-        same = ("images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic", "hinge")
+        same = ("images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic", "critic_steps", "hinge")
         same += ("trigger_noise", "ema_rate", "place", "gamma")
         return Settings(**(chosen | {name: getattr(self, name) for name in same} | changes))
 
@@ -126,7 +135,17 @@ class Params(BaseModel):
 def preset_parameters(settings: Settings) -> dict:
     """A preset of the staircase as notebook parameters: what `params/official.yaml`, `params/paper.yaml` hold."""
     renamed = {"triggers_per_step": "batch", "modelling_lr": "lr"}
-    names = ["steps", "triggers_per_step", "images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic"]
+    names = [
+        "steps",
+        "triggers_per_step",
+        "images_per_trigger",
+        "generator",
+        "hidden",
+        "noise_dim",
+        "noise",
+        "critic",
+        "critic_steps",
+    ]
     names += ["hinge", "trigger_noise", "ema_rate", "place", "gamma", "modelling_lr"]
     return {"alpha": settings.alpha, "betas": ",".join(map(str, settings.betas))} | {
         name: getattr(settings, renamed.get(name, name)) for name in names

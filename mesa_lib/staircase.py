@@ -33,8 +33,8 @@ class Settings:
 
     alpha: float = 0.1  # weight of the entropy, the paper's alpha
     betas: tuple[float, ...] = (0.9, 0.8, 0.5)  # success levels, the paper's beta_i
-    steps: int = 200  # optimiser steps per level
-    batch: int = 128  # triggers per step
+    steps: int = 150  # optimiser steps per level
+    batch: int = 64  # triggers per step
     lr: float = 1e-3  # Adam, for generator and statistics network, betas (0.5, 0.999)
     hidden: int = 256  # units per layer of both networks
     noise_dim: int = 16  # length of z; with 64 (code) MINE finds next to nothing in a few hundred steps
@@ -43,8 +43,9 @@ class Settings:
     generator: str = "skip"  # plain: three layers (text); skip: four layers, noise to each (code)
     noise: str = "gaussian"  # law of z: gaussian (text), uniform (code)
     critic: str = "linear"  # last layer of T: linear (MINE), leaky ReLU (code)
+    critic_steps: int = 4  # updates of T for one of G (code: 1); T is cheap beside the classifier
     hinge: str = "trigger"  # max(0, beta - F) per trigger (text), or per single image (code)
-    images_per_trigger: int = 1  # images that F averages over for one trigger (code: 1)
+    images_per_trigger: int = 4  # images that F averages over for one trigger (code: 1)
     trigger_noise: float = 0.1  # std of Gaussian noise on triggers while searching (code: 0.1, text: none)
     ema_rate: float = 0.01  # weight of the newest batch in MINE's moving average (code: 0.001)
     place: str = "image"  # one random place per image, or per batch (code)
@@ -70,11 +71,13 @@ class Settings:
 PRESETS = {
     "official": Settings(
         steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="skip", noise="uniform", critic="leaky",
-        hinge="image", images_per_trigger=1, trigger_noise=0.1, ema_rate=0.001, place="batch", gamma="equal",
+        critic_steps=1, hinge="image", images_per_trigger=1, trigger_noise=0.1, ema_rate=0.001, place="batch",
+        gamma="equal",
     ),
     "paper": Settings(
         steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="plain", noise="gaussian", critic="linear",
-        hinge="trigger", images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, place="image", gamma="entropy",
+        critic_steps=1, hinge="trigger", images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, place="image",
+        gamma="entropy",
     ),
 }  # fmt: skip
 
@@ -155,12 +158,13 @@ def fit_level(
         loss.backward()
         adam_G.step()
 
-        z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
-        with torch.no_grad():
-            x = G(z)
-        adam_T.zero_grad()
-        average.loss(T(x, z), T(x, z_other)).backward()
-        adam_T.step()
+        for _ in range(s.critic_steps):
+            z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
+            with torch.no_grad():
+                x = G(z)
+            adam_T.zero_grad()
+            average.loss(T(x, z), T(x, z_other)).backward()
+            adam_T.step()
 
         if step % max(1, s.steps // 40) == 0 or step == s.steps - 1:
             values = torch.stack([scores.mean(), information, loss]).tolist()

@@ -1,0 +1,73 @@
+"""The command line: `python -m mesa_lib run params/digits.yaml -p trigger=bw:16`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import metrics, params, paths, repeat, runner
+
+
+def parameter_file(text: str) -> Path:
+    """A file by its path, or by its name alone when it lies in params/."""
+    for candidate in (Path(text), paths.root() / text, paths.root() / "params" / f"{text}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(f.stem for f in (paths.root() / "params").glob("*.yaml")))
+    raise ValueError(f"parameter file {text!r}: not found; expected a path, or one of {known}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mesa_lib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("files", nargs="*", help="parameter files, later over earlier (default: digits)")
+    files.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="one parameter, over the files")
+    run = commands.add_parser("run", parents=[files], help="run the series 01 to 04 through papermill")
+    run.add_argument("--notebooks", default=",".join(runner.SERIES), help="which, with commas between: 01,02")
+    run.add_argument("--out", type=Path, help="folder for notebooks, figures and tables (default: runs/series/...)")
+    commands.add_parser("check", parents=[files], help="check parameters and data, run nothing")
+    commands.add_parser("params", help="list all parameters")
+    again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
+    again.add_argument("names", nargs="*", default=["00", *runner.SERIES])
+    many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
+    many.add_argument("--seeds", default="0,1,2,3,4", help="with commas between")
+    many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
+    commands.add_parser("tables", help="put the tables of results/*.json into the README (maintainers)")
+    a = parser.parse_args(arguments)
+
+    try:
+        if a.command == "params":
+            print(runner.reference())
+        elif a.command == "refresh":
+            runner.refresh(a.names)
+        elif a.command == "tables":
+            repeat.into_readme()
+        else:
+            p = params.read([parameter_file(f) for f in a.files], a.p)
+            stages = runner.Stages(p)
+            d = stages.data  # missing data, an impossible target or trigger end here
+            if a.command == "check":
+                sizes = f"{len(d.train)} / {len(d.modelling)} / {len(d.evaluation)}"
+                print(f"parameters are good; {d.name}: {sizes} training / modelling / evaluation images")
+                return 0
+            if a.command == "repeat":
+                print(repeat.markdown(repeat.run(p, [int(s) for s in a.seeds.split(",")], a.out)))
+                return 0
+            out = runner.run_series(p, a.notebooks.split(","), a.out)
+            if (out / "result.json").is_file() and runner.SERIES[-1][:2] in a.notebooks:
+                report = stages.report()
+                print(metrics.table(report.result["rows"]).to_string(index=False))
+                print(f"(one run, seed {p.seed}, {report.made['device']}, torch {report.made['torch']})")
+            print(f"\nexecuted notebooks  {out}/*.ipynb\nfigures             {out}/figures/")
+            print(f"table               {out}/table.csv and result.json")
+    except (ValueError, OSError, FloatingPointError, runner.SeriesFailed) as error:
+        print(f"mesa: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("mesa: stopped; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The figures, one function each. Every function returns a matplotlib figure and changes none of its inputs."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+#: one colour a thing, in all notebooks
+COLOURS = {"clean": "#4c72b0", "attacked": "#c44e52", "MESA": "#55a868", "ideal": "#8172b3", "point": "#dd8452"}
+
+
+def theme() -> None:
+    """seaborn's look and a resolution that keeps a notebook small; called once, in the first cell."""
+    sns.set_theme(style="whitegrid", context="notebook", palette="deep")
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 72, "figure.constrained_layout.use": True})
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    image = image.float() / 255 if image.dtype == torch.uint8 else image
+    return image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def gallery(
+    images: Sequence[Tensor] | Tensor, titles: Sequence[str] = (), *, columns: int = 16, title: str = "", size=0.7
+) -> Figure:
+    """Small pictures (3, h, w) in rows: triggers, or images with and without one."""
+    rows = -(-len(images) // columns)
+    height = size * (1.35 if len(titles) else 1.0)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows + 0.4), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
+        axis.imshow(_picture(image), vmin=0, vmax=1, interpolation="nearest")
+        height, width = image.shape[-2:]
+        axis.add_patch(plt.Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="0.6", linewidth=0.8))
+        if i < len(titles):
+            axis.set_title(titles[i], fontsize=8, pad=2)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def training_curves(histories: dict[str, list[dict]]) -> Figure:
+    """Loss and accuracy per epoch of several trainings: name -> history of `training.train`."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for axis, value in zip(axes, ("loss", "accuracy"), strict=True):
+        for name, history in histories.items():
+            epochs, values = [h["epoch"] for h in history], [h[value] for h in history]
+            axis.plot(epochs, values, label=name, color=COLOURS.get(name))
+        axis.set(xlabel="epoch", ylabel=f"training {value}")
+    axes[0].set_yscale("log")
+    axes[1].legend()
+    return figure
+
+
+def place_heatmap(rates: Tensor, title: str = "") -> Figure:
+    """How often the backdoor fires at each place of the upper left corner: rates (rows, columns) in [0, 1]."""
+    figure, axis = plt.subplots(figsize=(4.4, 3.6))
+    sns.heatmap(rates.numpy(), vmin=0, vmax=1, cmap="rocket", square=True, xticklabels=5, yticklabels=5, ax=axis)
+    axis.set(xlabel="column", ylabel="row", title=title)
+    return figure
+
+
+def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float, float]) -> Figure:
+    """MINE on correlated Gaussians: the bound during training, and the closed form as dashed lines."""
+    figure, axis = plt.subplots(figsize=(7, 3.4))
+    for (correlation, (_, history)), colour in zip(runs.items(), sns.color_palette("deep"), strict=False):
+        smooth = np.convolve(history, np.ones(50) / 50, mode="valid")
+        axis.plot(smooth, color=colour, label=f"correlation {correlation}")
+        axis.axhline(exact[correlation], color=colour, linestyle="--", linewidth=1)
+    axis.set(xlabel="training step", ylabel="information (nats)")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def toy_staircase(density: Tensor, samples: dict[str, Tensor]) -> Figure:
+    """A 2-D density on [0, 1]^2, (n, n), and samples (m, 2) of generators at several levels."""
+    names = ["the density F", *samples]
+    figure, axes = plt.subplots(1, len(names), figsize=(2.7 * len(names), 2.9), sharex=True, sharey=True)
+    for axis, name in zip(axes, names, strict=True):
+        axis.imshow(density.T, origin="lower", extent=(0, 1, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
+        axis.grid(False)
+        if name in samples:
+            x = samples[name].numpy()
+            axis.scatter(x[:, 0], x[:, 1], s=5, color=COLOURS["MESA"], alpha=0.6, linewidths=0)
+        axis.set(xlim=(0, 1), ylim=(0, 1), title=name, xticks=[0, 1], yticks=[0, 1])
+    return figure
+
+
+def modelling_curves(levels: Sequence) -> Figure:
+    """F, information and diversity over the steps of each level (`staircase.Level`)."""
+    panels = {"F": "mean success F", "information": "information (nats)", "distance": "distance between samples"}
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.1))
+    for axis, (value, name) in zip(axes, panels.items(), strict=True):
+        for level in levels:
+            steps = [h["step"] for h in level.history]
+            axis.plot(steps, [h[value] for h in level.history], label=f"$\\beta$ = {level.beta}")
+        axis.set(xlabel="step", ylabel=name)
+    for level, colour in zip(levels, sns.color_palette("deep"), strict=False):
+        axes[0].axhline(level.beta, color=colour, linestyle=":", linewidth=1)
+    axes[0].legend()
+    return figure
+
+
+def success_histogram(rates: dict[str, Tensor]) -> Figure:
+    """How the ASR of single samples is spread: name -> ASR of each trigger (n,)."""
+    figure, axis = plt.subplots(figsize=(7, 3))
+    bins = np.linspace(0, 1, 18)
+    weights = [np.full(len(r), 1 / len(r)) for r in rates.values()]
+    axis.hist([r.numpy() for r in rates.values()], bins, weights=weights, label=list(rates))
+    axis.set(xlabel="attack success rate of a sample", ylabel="share of samples")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def embed(triggers: Tensor, method: str, seed: int = 0) -> np.ndarray:
+    """Triggers (n, 3, h, w) -> points (n, 2) by `pca` or `t-sne` (scikit-learn)."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    flat = triggers.flatten(1).cpu().double().numpy()
+    if method == "pca":
+        return PCA(2, random_state=seed).fit_transform(flat)
+    if method == "t-sne":
+        return TSNE(2, perplexity=30, init="pca", random_state=seed).fit_transform(flat)
+    raise ValueError(f"method = {method!r}: expected pca or t-sne")
+
+
+def distribution_map(
+    groups: dict[str, Tensor], marks: dict[str, Tensor], *, method: str, axis=None, seed: int = 0, title: str = ""
+) -> Figure:
+    """Groups of triggers (n, 3, h, w) in the plane, all embedded together, with single triggers marked by stars."""
+    names, sizes = list(groups), [len(g) for g in groups.values()]
+    singles = [m[None] for m in marks.values()]
+    points = embed(torch.cat([*[g.cpu() for g in groups.values()], *[s.cpu() for s in singles]]), method, seed)
+    figure = None
+    if axis is None:
+        figure, axis = plt.subplots(figsize=(5.6, 4.4))
+    start = 0
+    for name, size in zip(names, sizes, strict=True):
+        part = points[start : start + size]
+        axis.scatter(part[:, 0], part[:, 1], s=10, alpha=0.6, label=name, linewidths=0)
+        start += size
+    for i, name in enumerate(marks):
+        colour = COLOURS["attacked"] if name == "original" else COLOURS["point"]
+        mark = "*" if name == "original" else "X"
+        axis.scatter(*points[start + i], s=190 if mark == "*" else 80, marker=mark, color=colour,
+                     edgecolor="black", label=name, zorder=5)  # fmt: skip
+    axis.set(xticks=[], yticks=[], title=title or method)
+    axis.legend(fontsize=8, loc="best")
+    return figure or axis.figure
+
+
+def side_by_side(maps: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]], *, method: str) -> Figure:
+    """Several distribution maps in one row: title -> (groups, marks)."""
+    figure, axes = plt.subplots(1, len(maps), figsize=(4.2 * len(maps), 3.9), squeeze=False)
+    for axis, (title, (groups, marks)) in zip(axes[0], maps.items(), strict=True):
+        distribution_map(groups, marks, method=method, axis=axis, title=title)
+    return figure
+
+
+def controls(rows: list[dict]) -> Figure:
+    """ASR of the original trigger after each repair, with 95 % intervals; the dotted line is the clean model's."""
+    rows = [row for row in rows if row["model"] != "clean, never attacked"] + [rows[0]]
+    names = [row["model"] for row in rows]
+    rates = np.array([row["asr"]["rate"] for row in rows])
+    low, high = (np.array([row["asr"][side] for row in rows]) for side in ("low", "high"))
+    palette = [COLOURS.get(name.split()[0].strip(","), "#937860") for name in names]
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 0.8))
+    errors = np.abs(np.stack([rates - low, high - rates]))
+    axis.barh(names, 100 * rates, xerr=100 * errors, color=palette, error_kw={"linewidth": 1})
+    axis.axvline(100 * rows[-1]["asr"]["rate"], color="black", linestyle=":", linewidth=1)
+    axis.invert_yaxis()
+    axis.set(xlabel="attack success rate of the original trigger (%)", xlim=(0, 103))
+    return figure
+
+
+def sweep(values: Sequence, results: dict[str, Sequence[float]], xlabel: str) -> Figure:
+    """One small panel a quantity over the values of a swept parameter (as categories)."""
+    figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
+    for axis, (name, numbers) in zip(axes[0], results.items(), strict=True):
+        axis.plot([str(v) for v in values], numbers, marker="o", color=COLOURS["MESA"])
+        axis.set(xlabel=xlabel, ylabel=name)
+    return figure

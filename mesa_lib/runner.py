@@ -1,0 +1,197 @@
+"""The series of notebooks, run through papermill with checked parameters."""
+
+import base64
+import contextlib
+import json
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from . import metrics, params, paths, store
+from .params import Params
+from .stages import Stages
+
+SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
+
+
+class SeriesFailed(RuntimeError):
+    """A notebook of the series failed; the message names it and the error."""
+
+
+def notebook(name: str) -> Path:
+    """The path of a notebook by its name or the beginning of it (`02`)."""
+    found = sorted((paths.root() / "notebooks").glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
+    if len(found) != 1:
+        names = sorted(f.stem for f in (paths.root() / "notebooks").glob("*.ipynb"))
+        raise ValueError(f"notebook {name!r}: expected one of {', '.join(names)}")
+    return found[0]
+
+
+def own_parameters(source: Path, p: Params) -> dict:
+    """Those parameters that the notebook declares in its `parameters` cell."""
+    return {name: getattr(p, name) for name in papermill.inspect_notebook(str(source)) if hasattr(p, name)}
+
+
+def folder_name(p: Params) -> str:
+    """A readable, unique name for the results of these parameters."""
+    return f"{p.dataset}-{Path(p.trigger).name.replace(':', '')}-{store.key(p.model_dump())[:8]}"
+
+
+def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None) -> Path:
+    """Run the notebooks in order and return the folder of what came out.
+
+    `out` (default runs/series/<name>) gets each executed notebook, its figures as PNG files, and from the last
+    `result.json` and `table.csv`. What earlier runs left in the store is taken up, so a run that was stopped
+    goes on where it was. SeriesFailed if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
+    """
+    out = out or paths.runs() / "series" / folder_name(p)
+    sources = [notebook(name) for name in names]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for i, source in enumerate(sources, 1):
+        run_one(source, p, out, label=f"[{i}/{len(sources)}] {source.stem}")
+    if sources[-1].stem == SERIES[-1]:
+        write_result(p, out)
+    return out
+
+
+def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
+    """Execute one notebook into the folder `out`, whole under its name or, failed, under another."""
+    target, scratch = out / source.name, out / f".running-{source.name}"
+    start = time.monotonic()
+    with watched(label):
+        try:
+            papermill.execute_notebook(
+                str(source),
+                str(scratch),
+                own_parameters(source, p),
+                kernel_name="python3",
+                progress_bar=False,
+                coalesce_streams=True,
+                config=Config(KernelManager={"transport_encryption": "auto"}),
+            )
+        except PapermillExecutionError as error:
+            failed = target.with_suffix(".failed.ipynb")
+            os.replace(scratch, failed)
+            raise SeriesFailed(
+                f"{source.name} failed: {error.ename}: {error.evalue}\nsee {paths.show(failed)}"
+            ) from error
+    book = clean(nbformat.read(scratch, 4))
+    nbformat.write(book, scratch)
+    os.replace(scratch, target)
+    save_figures(book, out / "figures", source.stem)
+    print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    return target
+
+
+def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Take out what names the machine or the moment: papermill's and the execution's metadata, widgets."""
+    book.metadata = nbformat.NotebookNode(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in book.cells:
+        for name in ("papermill", "execution", "widgets"):
+            cell.metadata.pop(name, None)
+    return book
+
+
+def save_figures(book: nbformat.NotebookNode, folder: Path, stem: str) -> None:
+    """Every PNG among the outputs -> folder/<stem>-<number>.png."""
+    for old in folder.glob(f"{stem}-*.png"):
+        old.unlink()
+    pictures = [
+        output.data["image/png"]
+        for cell in book.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    for number, picture in enumerate(pictures, 1):
+        (folder / f"{stem}-{number}.png").write_bytes(base64.b64decode(picture))
+
+
+def write_result(p: Params, out: Path) -> None:
+    """result.json and table.csv, written whole, from the report that the last notebook kept in the store."""
+    report = Stages(p).report()
+    content = {"params": p.model_dump(), "rows": report.result["rows"], "made": report.made}
+    for name, text in (
+        ("result.json", json.dumps(content, indent=1)),
+        ("table.csv", metrics.table(report.result["rows"]).to_csv(index=False)),
+    ):
+        scratch = out / f".{name}"
+        scratch.write_text(text)
+        os.replace(scratch, out / name)
+
+
+@contextlib.contextmanager
+def watched(label: str) -> Iterator[None]:
+    """Show on stderr what the notebook's kernel is doing, from the file that `progress.bar` writes."""
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    start, stop, live = time.monotonic(), threading.Event(), sys.stderr.isatty()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "progress"
+        before = {name: os.environ.get(name) for name in ("MESA_BATCH", "MESA_PROGRESS")}
+        os.environ.update(MESA_BATCH="1", MESA_PROGRESS=str(file))
+
+        def show() -> None:
+            while not stop.wait(0.5 if live else 20):
+                doing = file.read_text() if file.exists() else "starting"
+                line = f"{label}: {doing}, {time.monotonic() - start:.0f} s"
+                print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            if live:
+                print(f"\r{'':<78}\r", end="", file=sys.stderr)
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def refresh(names: Sequence[str]) -> None:
+    """Execute notebooks with their defaults and save them in place, as they are committed (for maintainers).
+
+    The outputs are made under nbval's own capture rules (`PYTEST_CURRENT_TEST`), so that it finds them again.
+    """
+    from nbclient import NotebookClient
+
+    os.environ.update(MESA_BATCH="1", PYTEST_CURRENT_TEST="refresh")
+    for name in names:
+        source = notebook(name)
+        book = nbformat.read(source, 4)
+        start = time.monotonic()
+        client = NotebookClient(
+            book, timeout=3600, kernel_name="python3", coalesce_streams=True,
+            resources={"metadata": {"path": str(source.parent)}},
+            config=Config(KernelManager={"transport_encryption": "auto"}),
+        )  # fmt: skip
+        client.execute()
+        scratch = source.with_suffix(".tmp")
+        nbformat.write(clean(book), scratch)
+        os.replace(scratch, source)
+        print(f"{source.name}: {time.monotonic() - start:.0f} s, {source.stat().st_size // 1024} KB")
+
+
+def reference() -> str:
+    """All parameters with type, default and meaning, and the notebooks that have them."""
+    declared = {n: papermill.inspect_notebook(str(notebook(n))) for n in SERIES}
+    lines = []
+    for name, field in params.Params.model_fields.items():
+        where = " ".join(n[:2] for n, names in declared.items() if name in names)
+        lines.append(f"{name:<20}{field.default!r:<16}{where:<13}{field.description}")
+    return "\n".join(lines)

@@ -1,0 +1,77 @@
+"""What all tests share: a store of their own, small image folders, toy data, and the skipping of GPU tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mesa_lib.data import Split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_runs(tmp_path_factory):
+    """Tests never read or write the repository's runs/: the store is an empty temporary folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MESA_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("MESA_BATCH", "1")
+        patch.delenv("MESA_PROGRESS", raising=False)
+        yield
+
+
+@pytest.fixture
+def empty_store(tmp_path, monkeypatch) -> Path:
+    """A store for this test alone."""
+    where = tmp_path / "own-store"
+    monkeypatch.setenv("MESA_RUNS", str(where))
+    return where
+
+
+def write_class_folder(
+    where: Path, classes: int = 3, train: int = 12, test: int = 20, size: int | tuple[int, int] = 32, seed: int = 0
+) -> Path:
+    """`train/<class>/*.png` and `test/<class>/*.png`: each class a base colour under noise, so it can be learnt.
+
+    `size` is a side or (width, height). Twenty test images a class suffice for three classes, thirty for ten.
+    """
+    rng = np.random.RandomState(seed)
+    width, height = (size, size) if isinstance(size, int) else size
+    base = rng.randint(40, 216, (classes, 3))
+    for part, count in (("train", train), ("test", test)):
+        for label in range(classes):
+            folder = where / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = base[label] + rng.randint(-40, 40, (height, width, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
+    return where
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    """A builder of class folders: `class_folder(classes=10, test=30)` -> the path of the tree."""
+    return lambda name="images", **options: write_class_folder(tmp_path / name, **options)
+
+
+@pytest.fixture(scope="session")
+def small_tree(tmp_path_factory) -> Path:
+    """One class-folder tree for all tests that only read it: 3 classes, 12 training and 20 test images each."""
+    return write_class_folder(tmp_path_factory.mktemp("tree") / "images")
+
+
+@pytest.fixture(scope="session")
+def toy() -> Split:
+    """96 images of 16x16 in two classes: dark ones and bright ones, with noise."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 2
+    noise = torch.randint(0, 100, (96, 3, 16, 16), generator=rng)
+    return Split((noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels)
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none here"))

@@ -1,0 +1,140 @@
+import pytest
+import torch
+
+from mesa_lib import classifiers
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+NETWORKS = sorted(classifiers.NETWORKS)
+
+
+def build(network="smallcnn", classes=4, width=2, seed=0):
+    return classifiers.build(network, classes, width, MEAN, STD, seed)
+
+
+def same(first, second) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(first.values(), second.values(), strict=True))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("size", [(16, 16), (32, 32), (33, 20), (64, 64)])
+def test_any_image_size_gives_one_logit_a_class(network, size):
+    assert build(network, classes=7)(torch.rand(3, 3, *size)).shape == (3, 7)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_weights_follow_the_seed_alone(network):
+    torch.manual_seed(1)
+    first = build(network, seed=5).state_dict()
+    torch.manual_seed(2)
+    assert same(first, build(network, seed=5).state_dict())
+    assert not same(first, build(network, seed=6).state_dict())
+
+
+def test_building_leaves_the_global_random_numbers_alone():
+    before = torch.random.get_rng_state()
+    build()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_unknown_network_is_refused_by_name():
+    with pytest.raises(ValueError, match="network = 'vgg'"):
+        build("vgg")
+
+
+def test_resnet18_at_width_64_is_the_papers_network():
+    model = build("resnet18", classes=10, width=64)
+    assert sum(p.numel() for p in model.parameters()) == 11_173_962  # He's ResNet-18 with a CIFAR stem
+    assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == 17
+
+
+def test_normalisation_is_per_channel():
+    x = torch.rand(2, 3, 4, 4)
+    expected = torch.stack([(x[:, c] - MEAN[c]) / STD[c] for c in range(3)], 1)
+    assert torch.allclose(classifiers.Normalise(MEAN, STD)(x), expected)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_normalisation_is_inside_the_network(network):
+    """Images (x - mean) / std to a network without normalisation are images x to one with it."""
+    inside = build(network).eval()
+    plain = classifiers.build(network, 4, 2, (0, 0, 0), (1, 1, 1), 0).eval()
+    x = torch.rand(2, 3, 16, 16)
+    by_hand = (x - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
+    with torch.no_grad():
+        assert torch.allclose(inside(x), plain(by_hand), atol=1e-5)
+        assert not torch.allclose(inside(x), plain(x), atol=1e-3)
+
+
+# --- weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_loaded_weights_answer_as_before(network):
+    source, model = build(network, seed=1).eval(), build(network, seed=2).eval()
+    x = torch.rand(2, 3, 16, 16)
+    assert not torch.equal(model(x), source(x))
+    assert torch.equal(classifiers.load_weights(model, source.state_dict())(x), source(x))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        pytest.param({"network": "resnet18"}, "blocks.0.first.0.weight", id="architecture"),
+        pytest.param({"width": 3}, r"\(3, 3, 3, 3\), expected \(2, 3, 3, 3\)", id="width"),
+        pytest.param({"classes": 5}, r"head.bias: \(5,\), expected \(4,\)", id="classes"),
+    ],
+)
+def test_weights_of_another_architecture_are_refused_with_the_difference(other, named):
+    model = build()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=named) as error:
+        classifiers.load_weights(model, build(**other).state_dict(), "mine.safetensors")
+    assert "mine.safetensors" in str(error.value)
+    assert same(before, model.state_dict())
+
+
+def test_a_missing_tensor_is_named():
+    weights = build().state_dict()
+    del weights["head.bias"]
+    with pytest.raises(ValueError, match="head.bias: missing"):
+        classifiers.load_weights(build(), weights)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    weights = {k: v.clone() for k, v in build().state_dict().items()}
+    weights["head.bias"][1] = value
+    with pytest.raises(ValueError, match="head.bias holds NaN or infinite"):
+        classifiers.load_weights(build(), weights)
+
+
+# --- frozen ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_frozen_fixes_the_model_and_restores_it(training):
+    model = build().train(training)
+    model.head.bias.requires_grad_(False)
+    needed = [p.requires_grad for p in model.parameters()]
+    with classifiers.frozen(model) as inside:
+        assert inside is model and not model.training
+        assert not any(p.requires_grad for p in model.parameters())
+    assert model.training is training
+    assert [p.requires_grad for p in model.parameters()] == needed and True in needed and False in needed
+
+
+def test_frozen_restores_after_an_error():
+    model = build().train()
+    with pytest.raises(KeyError), classifiers.frozen(model):
+        raise KeyError
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_a_frozen_model_keeps_its_batch_statistics_and_passes_gradients_to_its_input():
+    model = build().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.rand(4, 3, 16, 16, requires_grad=True)
+    with classifiers.frozen(model):
+        model(x)[:, 0].sum().backward()
+    assert same(before, model.state_dict()) and all(p.grad is None for p in model.parameters())
+    assert x.grad.abs().sum() > 0

@@ -1,0 +1,230 @@
+import math
+import types
+from pathlib import Path
+
+import pytest
+
+from mesa_lib import params, paths, staircase
+from mesa_lib.params import Params
+
+FILES = sorted((paths.root() / "params").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """A builder of parameter files."""
+
+    def build(text: str | bytes, name: str = "mine.yaml") -> Path:
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return tmp_path / name
+
+    return build
+
+
+# --- values ----------------------------------------------------------------------------------------------
+
+
+def test_every_default_passes_its_own_check():
+    assert params.check(Params().model_dump()) == Params()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("poison_rate", 0), ("poison_rate", 1), ("poison_rate", 1.5), ("poison_rate", -0.1),
+        ("repair_rate", 0), ("repair_rate", 1.0), ("ema_rate", 0), ("ema_rate", 1),
+        ("alpha", math.nan), ("alpha", math.inf), ("alpha", -0.1), ("clean_lr", 0), ("repair_lr", -1),
+        ("attack_lr", math.inf), ("modelling_lr", math.nan), ("trigger_noise", -1),
+        ("target", -1), ("target", 1.5), ("target", True), ("seed", -1), ("seed", 2**31), ("split_seed", -3),
+        ("steps", 0), ("steps", "many"), ("steps", 2.5), ("steps", None), ("batch_size", 1), ("batch_size", False),
+        ("triggers_per_step", 1), ("images_per_trigger", 0), ("noise_dim", 6), ("noise_dim", 0), ("hidden", 0),
+        ("width", 0), ("image_size", 8), ("image_size", 1000), ("clean_epochs", 0), ("point_repeats", 0),
+        ("alpha", True), ("alpha", "much"), ("poison_rate", [0.1]),
+        ("dataset", "mnist"), ("dataset", 3), ("network", "vgg"), ("device", "tpu"), ("precision", "half"),
+        ("augment", "mixup"), ("retrain_augment", True), ("schedule", "cosine"), ("start", "warm"),
+        ("generator", "gan"), ("noise", "cauchy"), ("critic", "relu"), ("hinge", "both"), ("place", "corner"),
+        ("gamma", "none"), ("data_dir", 3), ("checkpoint", None),
+        ("betas", "0.9,2"), ("betas", "0.9,"), ("betas", ""), ("betas", "0.9;0.8"), ("betas", "0"), ("betas", "1"),
+        ("betas", "nan"), ("betas", "-0.5"), ("betas", 1.5), ("betas", [0.9, 0.8]), ("betas", "high"),
+        ("trigger", True), ("trigger", 170), ("trigger", "bw:512"), ("trigger", "bw"), ("trigger", "file:absent.png"),
+        ("compare", "bw:97,bw:999"), ("compare", "97"),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_refused_by_name_and_value(name, value):
+    with pytest.raises(ValueError) as error:
+        params.check({name: value})
+    message = str(error.value)
+    assert f"{name} = {value!r}" in message and len(message.splitlines()) == 1
+    assert Params.model_fields[name].description in message, "it says what was expected"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("poison_rate", 0.01), ("target", 51), ("alpha", 0.0), ("betas", "0.9"), ("betas", "0.9, 0.8"), ("betas", "1e-1"),
+     ("trigger", "colour:3"), ("compare", ""), ("compare", "bw:1, colour:2"), ("seed", 2**31 - 1)],
+)  # fmt: skip
+def test_a_possible_value_passes(name, value):
+    assert getattr(params.check({name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value", "meant"), [("steps", 3.0, 3), ("alpha", 1, 1.0), ("betas", 0.5, "0.5")])
+def test_a_value_of_a_near_type_is_converted(name, value, meant):
+    found = getattr(params.check({name: value}), name)
+    assert found == meant and type(found) is type(meant)
+
+
+def test_all_bad_values_are_named_at_once():
+    with pytest.raises(ValueError) as error:
+        params.check({"alpha": -1, "target": "x", "stepz": 3, "width": 8})
+    lines = str(error.value).splitlines()
+    assert sorted(line.split(" = ")[0] for line in lines) == ["alpha", "stepz", "target"]
+
+
+@pytest.mark.parametrize(("name", "value", "meant"), [("poison", 0.3, "poison_rate"), ("alphas", 7, "alpha")])
+def test_an_unknown_name_is_refused_with_its_value_and_a_hint(name, value, meant):
+    with pytest.raises(ValueError, match=rf"{name} = {value}: no notebook has such a parameter; did you mean {meant}"):
+        params.check({name: value})
+
+
+def test_checked_parameters_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        Params().alpha = 3
+
+
+# --- parameter files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("1.0e-3", 0.001), ("1E-3", 0.001), ("2e+1", 20.0), (".5e-1", 0.05), ("3", 3.0)],
+)
+def test_numbers_in_files_are_numbers(write, text, value):
+    assert params.read_yaml(write(f"alpha: {text}")) == {"alpha": value}
+    assert params.read([write(f"alpha: {text}")]).alpha == value
+    assert params.read([], [f"alpha={text}"]).alpha == value
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "true", "off"])
+def test_a_trigger_that_yaml_takes_for_a_truth_value_is_refused(write, word):
+    with pytest.raises(ValueError, match="trigger = (True|False)"):
+        params.read([write(f"trigger: {word}")])
+
+
+def test_an_empty_file_changes_nothing(write):
+    assert params.read([write("# only a comment\n")]) == Params()
+
+
+def test_later_files_and_overrides_win(write):
+    first, second = write("alpha: 1\nsteps: 7\nseed: 5", "a.yaml"), write("alpha: 2\nsteps: 8", "b.yaml")
+    p = params.read([first, second], ["alpha=3", "data_dir=", "trigger=bw:7", "betas=0.7,0.6"])
+    assert (p.seed, p.steps, p.alpha, p.data_dir, p.trigger, p.betas) == (5, 8, 3, "", "bw:7", "0.7,0.6")
+
+
+@pytest.mark.parametrize("text", ["alpha", "alpha:3", ""])
+def test_an_override_without_equals_sign_is_refused(text):
+    with pytest.raises(ValueError, match=f"{text!r}: expected name=value"):
+        params.read([], [text])
+
+
+@pytest.mark.parametrize("text", ["stepz=3", "steps=many", "steps="])
+def test_a_bad_override_is_refused_by_name(text):
+    with pytest.raises(ValueError, match=text.split("=")[0]):
+        params.read([], [text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("- alpha\n- steps", id="list"),
+        pytest.param("alpha", id="word"),
+        pytest.param("3: 4", id="number as name"),
+        pytest.param("alpha: 1\nalpha: 2", id="twice"),
+        pytest.param("alpha: [1", id="no yaml"),
+        pytest.param(b"alpha: \xff\xfe", id="no text"),
+        pytest.param("alpha: !!python/object/apply:os.getcwd []", id="code"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name_in_one_line(write, text):
+    with pytest.raises(ValueError, match="parameter file 'mine.yaml'") as error:
+        params.read([write(text)])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_name_given_twice_is_named(write):
+    with pytest.raises(ValueError, match="alpha stands there twice"):
+        params.read([write("alpha: 1\nsteps: 3\nalpha: 1")])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match="parameter file 'absent.yaml'"):
+        params.read([tmp_path / "absent.yaml"])
+
+
+# --- the files of the repository -------------------------------------------------------------------------
+
+
+def test_the_published_files_are_there():
+    assert {"digits.yaml", "cifar10.yaml", "cifar100.yaml", "official.yaml", "paper.yaml"} <= {f.name for f in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_file_passes(file):
+    p, values = params.read([file]), params.read_yaml(file)
+    assert values and all(getattr(p, name) == value for name, value in values.items())
+    assert isinstance(p.mesa(), staircase.Settings)
+
+
+def test_digits_yaml_holds_the_defaults():
+    assert params.read([paths.root() / "params" / "digits.yaml"]) == Params()
+
+
+@pytest.mark.parametrize("name", sorted(staircase.PRESETS))
+def test_a_preset_file_is_the_preset(name):
+    file, preset = paths.root() / "params" / f"{name}.yaml", staircase.PRESETS[name]
+    assert params.read_yaml(file) == params.preset_parameters(preset)
+    assert params.read([file]).mesa() == preset
+
+
+# --- settings of the staircase ---------------------------------------------------------------------------
+
+
+def test_settings_follow_the_parameters():
+    p = params.check(
+        {"trigger": "bw:1", "betas": "0.5,0.9,0.5", "triggers_per_step": 9, "modelling_lr": 0.5, "seed": 4}
+    )
+    s = p.mesa()
+    assert (s.betas, s.batch, s.lr, s.seed, s.trigger_size) == ((0.9, 0.5), 9, 0.5, 4, (3, 3))
+    assert p.mesa(alpha=10).alpha == 10 and p.mesa().alpha == p.alpha
+
+
+@pytest.mark.parametrize("name", sorted(set(Params.model_fields) & set(staircase.Settings.__dataclass_fields__)))
+def test_no_setting_is_left_behind(name):
+    """A parameter that is also a setting of the staircase reaches it."""
+    words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
+             "place": "batch", "gamma": "entropy"}  # fmt: skip
+    other = words[name] if name in words else getattr(Params(), name) * 2 or 3
+    changed = params.check({name: other}).mesa()
+    assert set(staircase.overrides(Params().mesa(), changed)) == {name}
+
+
+# --- notebooks -------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_gives_its_plain_values():
+    namespace = {
+        "alpha": 0.5, "trigger": "bw:7", "params": params, "np": types, "Path": Path, "show": print, "Params": Params,
+        "_": 3, "_i1": "alpha = 3", "__name__": "__main__", "In": ["", "x"], "Out": {}, "cache": {}, "p": Params(),
+    }  # fmt: skip
+    p = params.of_notebook(namespace)
+    assert p == params.check({"alpha": 0.5, "trigger": "bw:7"})
+
+
+@pytest.mark.parametrize("value", ["x", 3, 0.5, True, None, [1], (1,)])
+def test_a_notebook_with_an_unknown_plain_value_is_refused(value):
+    with pytest.raises(ValueError, match="alhpa = "):
+        params.of_notebook({"alpha": 0.5, "alhpa": value})
+
+
+def test_a_notebook_with_an_impossible_value_is_refused():
+    with pytest.raises(ValueError, match="poison_rate = 2"):
+        params.of_notebook({"poison_rate": 2})
