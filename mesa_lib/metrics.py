@@ -43,7 +43,7 @@ def proportion(hits: Tensor) -> dict:
 
     Several places of one image are no independent trials, so the interval counts images, not stampings.
     """
-    hits = hits.float().reshape(-1, hits.shape[-1]).mean(0)  # per image
+    hits = torch.atleast_2d(hits.float()).mean(0)  # per image
     n = len(hits)
     low, high = wilson(float(hits.sum()), n)
     return {"rate": float(hits.mean()) if n else math.nan, "images": n, "low": low, "high": high}

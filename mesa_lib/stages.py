@@ -56,6 +56,13 @@ class Stages:
         found = datasets.load(self.p.dataset, self.p.data_dir, self.p.split_seed, self.p.image_size)
         attack.check_target(self.p.target, len(found.classes))
         triggers.check_fits(self.trigger, found.image_size)
+        for name in ("modelling", "evaluation"):
+            own = int((getattr(found, name).labels == self.p.target).sum())
+            if own in (0, len(getattr(found, name))):
+                raise ValueError(
+                    f"target = {self.p.target}: {own} of the {len(getattr(found, name))} {name} images are of this "
+                    "class; expected some, and some of others"
+                )
         return found
 
     # --- keys --------------------------------------------------------------------------------------------
@@ -235,5 +242,5 @@ class Stages:
 
     def report(self) -> store.Artifact:
         """The table with all parameters, kept as the result of the series."""
-        config = {"params": self.p.model_dump(), "data": self.data.fingerprint}
+        config = {"params": self.p.model_dump(), "attacked": self._attack_config()}  # files by content as well
         return store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)

@@ -95,14 +95,15 @@ def save(kind: str, config: dict, tensors: dict[str, Tensor], result: dict, made
             shutil.rmtree(target)
         os.rename(scratch, target)
     except (OSError, SafetensorError) as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
             getattr(error, "errno", None) or 5,
             f"cannot write {kind} to {paths.show(target)}: {reason}; nothing was kept. "
             "Free or unlock the folder, or name another with MESA_RUNS",
         ) from error
+    finally:  # renamed away if all went well
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
     # what is returned is what a later load would return
     return Artifact(target, config, tensors, json.loads(json.dumps(result)), made, loaded=False)
 
@@ -119,7 +120,7 @@ def load(kind: str, config: dict) -> Artifact | None:
             return None
         result = json.loads((folder / "result.json").read_text())
         tensors = load_file(folder / TENSORS) if TENSORS in made["files"] else {}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
     return Artifact(folder, config, tensors, result, made, loaded=True)
 
@@ -151,10 +152,12 @@ def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
     file = Path(file)
     try:
         with open(file, "rb") as stream:
-            start = stream.read(4)
+            start = stream.read(9)
     except OSError as error:
         raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
-    if start[:2] == b"PK" or start[:1] == b"\x80" or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    safe = start[8:] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
+    if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
         raise ValueError(
             f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"
             f"Convert it where you trust it: safetensors.torch.save_file("

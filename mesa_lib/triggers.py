@@ -58,8 +58,8 @@ def representatives() -> list[int]:
 
 def colour(number: int, size: int = 3) -> Tensor:
     """Seeded random colours -> (3, size, size); values on the 8-bit grid, so an image file can hold them."""
-    if number < 0:
-        raise ValueError(f"trigger = 'colour:{number}': expected a number from 0 up")
+    if not 0 <= number < 2**32:
+        raise ValueError(f"trigger = 'colour:{number}': expected a number from 0 to {2**32 - 1}")
     draw = np.random.RandomState(number).randint(0, 256, (3, size, size))
     return torch.from_numpy(draw).float() / 255
 
@@ -72,10 +72,12 @@ def from_file(path: str | Path) -> Tensor:
             array = np.load(path, allow_pickle=False)
         else:
             array = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, EOFError, ValueError, UnidentifiedImageError) as error:
         raise ValueError(f"trigger = 'file:{path.name}': expected an image or a .npy array: {error}") from error
-    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]):
+    if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]) or array.size == 0:
         raise ValueError(f"trigger = 'file:{path.name}': shape {array.shape}, expected (h, w, 3) or (3, h, w)")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"trigger = 'file:{path.name}': values of type {array.dtype}, expected numbers")
     trigger = torch.from_numpy(array.astype(np.float32))
     if array.shape[2] == 3:
         trigger = trigger.permute(2, 0, 1)
