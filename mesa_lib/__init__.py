@@ -7,7 +7,7 @@ The modules, in the order in which data flows:
          -> plots -> retrain -> metrics
 
 and around them: params (the notebooks' parameters), stages (train or load each step of the series), store
-(artifacts on disk), runner (the series through papermill), device, paths, progress.
+(artifacts on disk), runner (the series through papermill), repeat (tables over seeds), device, paths, progress.
 """
 
 __version__ = "0.1.0"

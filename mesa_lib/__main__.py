@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
     many.add_argument("--seeds", default="0,1,2,3,4", help="with commas between")
     many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
-    commands.add_parser("tables", help="put the tables of results/*.json into the README (maintainers)")
+    commands.add_parser("tables", help="put tables and picture into the README (maintainers)")
     a = parser.parse_args(arguments)
 
     try:
@@ -42,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
             runner.refresh(a.names)
         elif a.command == "tables":
             repeat.into_readme()
+            repeat.picture()
         else:
             p = params.read([parameter_file(f) for f in a.files], a.p)
             stages = runner.Stages(p)
-            d = stages.data  # missing data, an impossible target or trigger end here
+            d = stages.check()  # missing data, an impossible target, trigger or checkpoint end here
             if a.command == "check":
                 sizes = f"{len(d.train)} / {len(d.modelling)} / {len(d.evaluation)}"
                 print(f"parameters are good; {d.name}: {sizes} training / modelling / evaluation images")

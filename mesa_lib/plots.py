@@ -36,7 +36,7 @@ def gallery(
     for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
         axis.imshow(_picture(image), vmin=0, vmax=1, interpolation="nearest")
         height, width = image.shape[-2:]
-        axis.add_patch(plt.Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="0.6", linewidth=0.8))
+        axis.add_patch(plt.Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor="0.6", clip_on=False))
         if i < len(titles):
             axis.set_title(titles[i], fontsize=8, pad=2)
     if title:
@@ -73,7 +73,7 @@ def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float,
         axis.plot(smooth, color=colour, label=f"correlation {correlation}")
         axis.axhline(exact[correlation], color=colour, linestyle="--", linewidth=1)
     axis.set(xlabel="training step", ylabel="information (nats)")
-    axis.legend(loc="upper left")
+    axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
 
 
@@ -179,10 +179,12 @@ def controls(rows: list[dict]) -> Figure:
     return figure
 
 
-def sweep(values: Sequence, results: dict[str, Sequence[float]], xlabel: str) -> Figure:
-    """One small panel a quantity over the values of a swept parameter (as categories)."""
+def sweep(values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlabel: str) -> Figure:
+    """One small panel a quantity over the values of a swept parameter (as categories): quantity -> curve -> numbers."""
     figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
-    for axis, (name, numbers) in zip(axes[0], results.items(), strict=True):
-        axis.plot([str(v) for v in values], numbers, marker="o", color=COLOURS["MESA"])
-        axis.set(xlabel=xlabel, ylabel=name)
+    for axis, (name, curves) in zip(axes[0], results.items(), strict=True):
+        for label, numbers in curves.items():
+            axis.plot([str(v) for v in values], list(numbers), marker="o", label=label)
+        axis.set(xlabel=xlabel, ylabel=name, ylim=(0, None))
+    axes[0][0].legend(fontsize=9)
     return figure

@@ -1,8 +1,11 @@
 """Repeats over seeds: the figures that the README quotes, with mean and spread, in results/*.json."""
 
+import base64
 import json
 import os
 from pathlib import Path
+
+import nbformat
 
 from . import device as devices
 from . import metrics, paths
@@ -15,8 +18,9 @@ MEASURES = ("clean_accuracy", "asr", "target_recall", "true_label_accuracy")
 def one_seed(p: Params) -> dict:
     """Everything of one seed: the table of all controls, and how the samples do on the modelling images."""
     stages = Stages(p)
-    rows = stages.report().result["rows"]
+    stages.clean(), stages.attacked()  # one after the other, so that each is timed alone
     distribution, made = stages.distribution()
+    rows = stages.report().result["rows"]
     top = distribution.betas[0]
     held, attacked = stages.data.modelling, stages.attacked()
     without, _ = stages.distribution(alpha=0.0, betas=(top,))
@@ -82,7 +86,26 @@ def markdown(content: dict) -> str:
         f"{p['dataset']}, `{p['trigger']}`, target {p['target']}, seeds {', '.join(map(str, seeds))}; {made['device']} "
         f"({made['device_name']}, {made['threads']} threads), torch {made['torch']}; {spent}.",
     ]
+    lines += ["", samples_line(runs)]
     return "\n".join(lines)
+
+
+def samples_line(runs: list[dict]) -> str:
+    """How the samples do at the highest level, and beside it without the entropy term."""
+    top = next(iter(runs[0]["samples"]))  # the first is the highest level
+
+    def over_seeds(name: str, measure: str, scale: float = 1, digits: int = 2) -> str:
+        mean, spread = metrics.mean_std(scale * run["samples"][name][measure] for run in runs)
+        return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(runs) > 1 else "")
+
+    texts = [
+        f"{title}: ASR {over_seeds(name, 'asr', 100, 1)} %, mutual information {over_seeds(name, 'information')} nats, "
+        f"mean distance {over_seeds(name, 'distance', 1, 3)}"
+        for title, name in ((f"Samples of MESA, {top}", top), ("the same level with alpha 0", "alpha 0"))
+    ]
+    ratio = [run["samples"][top]["distance"] / run["samples"]["alpha 0"]["distance"] for run in runs]
+    mean, spread = metrics.mean_std(ratio)
+    return "; ".join(texts) + f"; ratio of distances {mean:.2f}" + (f" ± {spread:.2f}." if len(runs) > 1 else ".")
 
 
 def into_readme(readme: Path | None = None) -> None:
@@ -95,3 +118,12 @@ def into_readme(readme: Path | None = None) -> None:
             head, _, rest = text.partition(start)
             text = head + start + "\n" + markdown(json.loads(file.read_text())) + "\n" + end + rest.partition(end)[2]
     readme.write_text(text)
+
+
+def picture(target: Path | None = None) -> None:
+    """The README's picture: the t-SNE panels as notebook 03 shows them."""
+    target = target or paths.root() / "results" / "picture.png"
+    book = nbformat.read(paths.root() / "notebooks" / "03_visualizing.ipynb", 4)
+    (cell,) = [c for c in book.cells if c.cell_type == "code" and 'method="t-sne"' in c.source]
+    (png,) = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
+    target.write_bytes(base64.b64decode(png))

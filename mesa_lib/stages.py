@@ -65,6 +65,12 @@ class Stages:
                 )
         return found
 
+    def check(self) -> datasets.Dataset:
+        """What can be refused before anything runs: data, target, trigger, and a checkpoint that does not fit."""
+        if self.p.checkpoint:
+            classifiers.load_weights(self.fresh(), store.load_checkpoint(self.p.checkpoint), self.p.checkpoint)
+        return self.data
+
     # --- keys --------------------------------------------------------------------------------------------
 
     def _clean_config(self) -> dict:

@@ -1,0 +1,30 @@
+# Every target is also printed in the README as plain commands.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lab install notebooks
+
+run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
+	$(BIN)/python -m mesa_lib run params/digits.yaml
+
+test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what they show, one series by papermill
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --nbval notebooks
+
+lab: $(INSTALLED)  ## open the notebooks
+	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
+	$(BIN)/python -m mesa_lib refresh
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	touch $@

@@ -1,0 +1,58 @@
+"""What `pytest --nbval notebooks` needs beside nbval itself; all that depends on nbval's inner parts is here.
+
+The notebooks run against an empty temporary store, so that every model is trained anew.
+"""
+
+import atexit
+import os
+import queue
+import shutil
+import tempfile
+
+import pytest
+from nbval.kernel import RunningKernel
+from nbval.plugin import IPyNbCell
+
+SANITIZE = {r"0x[0-9a-fA-F]+": "0xADDRESS"}
+
+if "PYTEST_XDIST_WORKER" not in os.environ or "MESA_RUNS" not in os.environ:
+    _store = tempfile.mkdtemp(prefix="mesa-nbval-")
+    atexit.register(shutil.rmtree, _store, ignore_errors=True)
+    os.environ.update(MESA_RUNS=_store, MESA_BATCH="1")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if isinstance(item, IPyNbCell) and "stderr" not in item.parent.skip_compare:
+            item.parent.skip_compare += ("stderr",)  # warnings and progress
+            item.parent.sanitize_patterns.update(SANITIZE)
+
+
+def pytest_runtest_setup(item):
+    """nbval compares nothing in a notebook that was never executed; here that is a failure."""
+    if isinstance(item, IPyNbCell):
+        code = [c for c in item.parent.nb.cells if c.cell_type == "code" and c.source.strip()]
+        if any(c.execution_count is None for c in code):
+            pytest.fail(f"{item.parent.name}: not executed; run `python -m mesa_lib refresh`", pytrace=False)
+
+
+def await_reply(self, msg_id, timeout=None):
+    """nbval's own waits out its timeout when a kernel dies (memory!); this one looks every second."""
+    waited = 0.0
+    while True:
+        try:
+            message = self.get_message(stream="shell", timeout=1)
+        except queue.Empty:
+            waited += 1
+            if not self.is_alive():
+                raise RuntimeError("the kernel died (killed, or out of memory)") from None
+            if timeout is not None and waited >= timeout:
+                raise
+            continue
+        if message["parent_header"].get("msg_id") == msg_id:
+            if message["content"]["status"] == "aborted":
+                raise RuntimeError("the kernel aborted the cell")
+            return
+
+
+RunningKernel.await_reply = await_reply

@@ -1,0 +1,152 @@
+"""The committed notebooks: one skeleton, parameters that agree with the schema, executed and clean."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+
+from mesa_lib import paths, runner
+from mesa_lib.params import Params
+
+BOOKS = sorted((paths.root() / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=BOOKS, ids=lambda f: f.stem)
+def file(request):
+    return request.param
+
+
+@pytest.fixture
+def book(file):
+    return nbformat.read(file, 4)
+
+
+def code(book):
+    return [c for c in book.cells if c.cell_type == "code"]
+
+
+def test_the_series_is_whole():
+    assert [f.stem for f in BOOKS][1:] == list(runner.SERIES)
+
+
+def test_parameters_agree_with_the_schema(file):
+    """Names, defaults, types and comments, as `papermill --help-notebook` shows them."""
+    found = papermill.inspect_notebook(str(file))
+    assert found
+    for name, shown in found.items():
+        field = Params.model_fields[name]
+        assert json.loads(shown["default"]) == field.default and shown["help"] == field.description
+        assert shown["inferred_type_name"] == type(field.default).__name__
+
+
+def test_the_series_has_every_parameter_and_passes_it_on():
+    declared = [set(papermill.inspect_notebook(str(runner.notebook(name)))) for name in runner.SERIES]
+    assert set.union(*declared) == set(Params.model_fields)
+    assert declared[0] < declared[1] < declared[2], "a later notebook takes up what the earlier ones made"
+
+
+def test_there_is_one_parameters_cell_of_flat_scalars(book):
+    tagged = [c for c in code(book) if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for line in tagged[0].source.splitlines():
+        assert re.fullmatch(r'\w+: (int|float|str) = (-?[\d.e-]+|"[^"=]*")  # \S.*', line), line
+
+
+def test_it_was_executed_from_top_to_bottom_without_errors(book):
+    assert [c.execution_count for c in code(book)] == list(range(1, len(code(book)) + 1))
+    assert not [o for c in code(book) for o in c.outputs if o.output_type == "error"]
+    assert not [o for c in code(book) for o in c.outputs if o.get("name") == "stderr"]
+
+
+def test_half_of_the_cells_with_output_are_compared(book):
+    shown = [c for c in code(book) if c.outputs]
+    compared = [c for c in shown if not {"nbval-ignore-output", "nbval-skip"} & set(c.metadata.get("tags", []))]
+    assert len(compared) >= len(shown) / 2, f"{len(compared)} of {len(shown)}"
+
+
+def test_it_is_more_prose_than_code_and_rests_after_two_cells(book):
+    kinds = "".join("c" if c.cell_type == "code" else "p" for c in book.cells)
+    assert kinds.count("p") >= kinds.count("c") and "ccc" not in kinds and 25 <= len(kinds) <= 60
+
+
+def test_it_has_the_skeleton(book):
+    prose = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+    for part in ("# ", "**Question.**", "**What you will know at the end**", "**Time.**", "Limits", "Exercise"):
+        assert part in prose, part
+    assert "## References" in prose and "@" not in prose
+
+
+def test_it_names_no_machine(file, book):
+    text = file.read_text()
+    assert not re.search(r"/(home|root|work|tmp|Users|content)/", text)
+    assert set(book.metadata) == {"kernelspec", "language_info"} and book.metadata.kernelspec.name == "python3"
+    for cell in book.cells:
+        assert set(cell.metadata) <= {"tags"}, "no papermill, execution or widget metadata"
+    assert "widget" not in text.replace("ipywidgets", "") and "image/svg" not in text
+    assert file.stat().st_size < 500_000
+
+
+def test_links_between_notebooks_lead_somewhere(book, file):
+    prose = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
+    for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", prose):
+        assert (file.parent / link).exists(), link
+
+
+# --- nbval sees what it should see -----------------------------------------------------------------------
+
+
+def nbval(folder, book, *options):
+    (folder / "conftest.py").write_text((paths.root() / "notebooks" / "conftest.py").read_text())
+    nbformat.write(book, folder / "book.ipynb")
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
+    return subprocess.run([*command, *options, "book.ipynb"], cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+def small_book(*sources):
+    cells = [nbformat.v4.new_code_cell(s, execution_count=i) for i, s in enumerate(sources, 1)]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def printed(text):
+    return [nbformat.v4.new_output("stream", name="stdout", text=text)]
+
+
+def test_a_true_output_passes_and_a_corrupted_one_fails(tmp_path):
+    book = small_book("print(6 * 7)")
+    book.cells[0].outputs = printed("42\n")
+    good = nbval(tmp_path, book)
+    assert good.returncode == 0, good.stdout
+    book.cells[0].outputs = printed("43\n")
+    bad = nbval(tmp_path, book)
+    assert bad.returncode == 1 and "1 failed" in bad.stdout
+
+
+def test_an_output_of_a_committed_notebook_that_is_corrupted_fails(tmp_path):
+    """The first cells of 01 as they are committed, with one digit changed."""
+    book = nbformat.read(runner.notebook("01"), 4)
+    last = next(i for i, c in enumerate(book.cells) if c.cell_type == "code" and "triggers.orbits()" in c.source)
+    book.cells = book.cells[: last + 1]
+    good = nbval(tmp_path, book)
+    assert good.returncode == 0, good.stdout
+    output = book.cells[last].outputs[0]
+    assert output.text.startswith("51 classes")
+    output.text = "52" + output.text[2:]
+    bad = nbval(tmp_path, book)
+    assert bad.returncode == 1 and "1 failed" in bad.stdout
+
+
+def test_a_notebook_that_was_never_executed_fails(tmp_path):
+    book = small_book("print(6 * 7)")
+    book.cells[0].execution_count = None
+    found = nbval(tmp_path, book)
+    assert found.returncode == 1 and "not executed" in found.stdout
+
+
+def test_a_kernel_that_dies_is_reported_at_once(tmp_path):
+    book = small_book("import os\nos._exit(9)")
+    found = nbval(tmp_path, book, "--nbval-cell-timeout=60")
+    assert found.returncode != 0 and "kernel died" in found.stdout

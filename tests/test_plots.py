@@ -1,0 +1,72 @@
+"""The figures: what is in them (axes, labels, artists), never pixels."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from mesa_lib import metrics, mine, plots, staircase
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_a_gallery_has_a_cell_an_image_and_its_titles():
+    images = torch.rand(5, 3, 4, 4)
+    figure = plots.gallery(images, list("abcde"), columns=3, title="five")
+    drawn = [a for a in figure.axes if a.images]
+    assert len(figure.axes) == 6 and [a.get_title() for a in drawn] == list("abcde")
+    assert torch.allclose(torch.from_numpy(drawn[1].images[0].get_array()), images[1].permute(1, 2, 0))
+
+
+def test_training_curves_show_every_history():
+    history = [{"epoch": e, "loss": 1 / e, "accuracy": 1 - 1 / e} for e in (1, 2, 3)]
+    figure = plots.training_curves({"clean": history, "attacked": history})
+    assert [len(a.lines) for a in figure.axes] == [2, 2]
+    assert list(figure.axes[1].lines[0].get_ydata()) == [h["accuracy"] for h in history]
+
+
+def test_mine_curves_end_near_a_dashed_line():
+    figure = plots.mine_curves({0.5: (0.14, [0.1] * 80)}, {0.5: mine.gaussian_information(0.5)})
+    curve, truth = figure.axes[0].lines
+    assert truth.get_linestyle() == "--" and truth.get_ydata()[0] == pytest.approx(0.1438, abs=1e-3)
+    assert len(curve.get_xdata()) == 31
+
+
+def test_a_map_has_groups_and_marks():
+    groups = {"a": torch.rand(20, 3, 2, 2), "b": torch.rand(20, 3, 2, 2)}
+    figure = plots.distribution_map(groups, {"original": torch.zeros(3, 2, 2)}, method="pca")
+    figure = figure if figure is not None else plt.gcf()
+    (axis,) = figure.axes
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["a", "b", "original"]
+
+
+def test_a_sweep_has_a_panel_a_quantity():
+    figure = plots.sweep([0, 0.1], {"ASR": {"x": [1, 0.5], "y": [0.9, 0.1]}, "distance": {"x": [0, 1]}}, "alpha")
+    assert [len(a.lines) for a in figure.axes] == [2, 1] and figure.axes[1].get_ylabel() == "distance"
+
+
+def test_controls_show_rate_and_interval():
+    found = metrics.proportion(torch.tensor([True, False, False, False]))
+    rows = [{"model": m, "asr": found} for m in ("clean, never attacked", "attacked", "MESA")]
+    figure = plots.controls(rows)
+    (axis,) = figure.axes
+    assert {round(bar.get_width(), 3) for bar in axis.patches} == {25.0}
+    assert {t.get_text() for t in axis.get_yticklabels()} == {"clean, never attacked", "attacked", "MESA"}
+
+
+def test_the_other_figures_take_what_the_library_makes():
+    settings = staircase.Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4)
+    fitted = staircase.fit_staircase(lambda points, rng: points.mean(1, keepdim=True), (2,), settings)
+    assert len(plots.modelling_curves(fitted.levels).axes) == 3
+    toy = plots.toy_staircase(torch.rand(10, 10), {"level": fitted.sample(5, torch.Generator().manual_seed(0))})
+    assert len(toy.axes) == 2
+    histogram = plots.success_histogram({"a": torch.rand(10), "b": torch.rand(10)})
+    assert len(histogram.axes[0].patches) >= 2
+    assert plots.place_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
