@@ -32,22 +32,22 @@ def reverse(
     device = next(model.parameters()).device
     rng, images = devices.rng(seed, device), images.to(device)
     mean, std = model.normalise.mean[0], model.normalise.std[0]
-    with frozen(model):
-        start = torch.rand(3, *size, generator=rng, device=device)
-        patch = ((start - mean) / std).requires_grad_()
-        optimiser = torch.optim.SGD([patch], lr, momentum=0.9)
-        for step in bar(range(steps), "reversing one trigger"):
-            index = torch.randint(len(images), (batch,), generator=rng, device=device)
-            x = images[index].float() / 255
-            place = random_places(1, x.shape[-2:], size, rng)
-            x = stamp(x, patch * std + mean, place).contiguous(memory_format=torch.channels_last)
-            with devices.autocast(device, precision):
-                logits = model(x)
-            loss = F.cross_entropy(logits.float(), torch.full((batch,), target, device=device))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if (step + 1) % clip_every == 0 or step == steps - 1:
-                with torch.no_grad():
-                    patch.copy_(((patch * std + mean).clamp(0, 1) - mean) / std)
+    model = frozen(model)
+    start = torch.rand(3, *size, generator=rng, device=device)
+    patch = ((start - mean) / std).requires_grad_()
+    optimiser = torch.optim.SGD([patch], lr, momentum=0.9)
+    for step in bar(range(steps), "reversing one trigger"):
+        index = torch.randint(len(images), (batch,), generator=rng, device=device)
+        x = images[index].float() / 255
+        place = random_places(1, x.shape[-2:], size, rng)
+        x = stamp(x, patch * std + mean, place).contiguous(memory_format=torch.channels_last)
+        with devices.autocast(device, precision):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), torch.full((batch,), target, device=device))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if (step + 1) % clip_every == 0 or step == steps - 1:
+            with torch.no_grad():
+                patch.copy_(((patch * std + mean).clamp(0, 1) - mean) / std)
     return (patch.detach() * std + mean).clamp(0, 1)

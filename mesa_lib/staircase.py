@@ -143,8 +143,8 @@ def fit_level(
     G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seed).to(device)
     size = torch.Size(shape).numel()
     T = mine.build(size, s.noise_dim, s.hidden, s.critic == "leaky", seed + 1).to(device)
-    adam_G = torch.optim.Adam(G.parameters(), s.lr, betas=(0.5, 0.999))
-    adam_T = torch.optim.Adam(T.parameters(), s.lr, betas=(0.5, 0.999))
+    adam_G = torch.optim.Adam(G.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
+    adam_T = torch.optim.Adam(T.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
     average, history = mine.MovingAverage(s.ema_rate), []
 
     for step in bar(range(s.steps), f"level {beta}"):
@@ -290,8 +290,8 @@ def fit(
     if len(others) == 0:
         raise ValueError(f"target = {target}: no image of another class to test triggers on")
     shape = (images.shape[1], *settings.trigger_size)
-    with frozen(model):
-        return fit_staircase(success(model, others, target, settings, precision), shape, settings, device)
+    test = success(frozen(model), others, target, settings, precision)
+    return fit_staircase(test, shape, settings, device)
 
 
 def overrides(settings: Settings, other: Settings) -> dict:

@@ -242,6 +242,9 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.dummy, self.seen = torch.nn.Parameter(torch.zeros(1)), []
 
+    def __deepcopy__(self, memo):  # the staircase works on a copy; what it sees is looked at here
+        return self
+
     def forward(self, x):
         self.seen.append(x.detach())
         peak = x.amax((1, 2, 3))
