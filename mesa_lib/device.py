@@ -3,6 +3,7 @@
 import platform
 import sys
 from contextlib import nullcontext
+from importlib.metadata import version
 
 import torch
 
@@ -48,15 +49,13 @@ def rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 
 def describe(device: torch.device) -> dict:
     """Versions, device and threads, as they stand in every result file."""
-    import torchvision
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if device.type == "cpu":
         name = str(torch.cpu.get_capabilities().get("cpu_name") or name)
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": version("torchvision"),
         "system": sys.platform,
         "device": device.type,
         "device_name": name,
