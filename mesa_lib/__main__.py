@@ -16,6 +16,13 @@ def parameter_file(text: str) -> Path:
     raise ValueError(f"parameter file {text!r}: not found; expected a path, or one of {known}")
 
 
+def seeds(text: str) -> list[int]:
+    """`0,1,2` -> [0, 1, 2]"""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers with commas between, as 0,1,2")
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mesa_lib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
     again.add_argument("names", nargs="*", default=["00", *runner.SERIES])
     many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
-    many.add_argument("--seeds", default="0,1,2,3,4", help="with commas between")
+    many.add_argument("--seeds", default="0,1,2,3,4", type=seeds, help="with commas between")
     many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
     commands.add_parser("tables", help="put tables and picture into the README (maintainers)")
     a = parser.parse_args(arguments)
@@ -52,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"parameters are good; {d.name}: {sizes} training / modelling / evaluation images")
                 return 0
             if a.command == "repeat":
-                print(repeat.markdown(repeat.run(p, [int(s) for s in a.seeds.split(",")], a.out)))
+                print(repeat.markdown(repeat.run(p, a.seeds, a.out)))
                 return 0
             out = runner.run_series(p, a.notebooks.split(","), a.out)
             if (out / "result.json").is_file() and runner.SERIES[-1][:2] in a.notebooks:

@@ -5,6 +5,7 @@ cell, from papermill or from a parameter file. Names, types, defaults and commen
 file (a test sees to it).
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -162,28 +163,33 @@ def check(values: dict[str, Any]) -> Params:
             name = str(problem["loc"][0]) if problem["loc"] else "?"
             value = values.get(name)
             if problem["type"] == "extra_forbidden":
-                close = [known for known in Params.model_fields if name in known or known in name]
+                known = list(Params.model_fields)
+                close = [k for k in known if name in k or k in name] or difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {close[0]}?" if close else ""
                 lines.append(f"{name} = {value!r}: no notebook has such a parameter{hint}")
             else:
                 meant = Params.model_fields[name].description
-                lines.append(f"{name} = {value!r}: {problem['msg'].removeprefix('Value error, ')} ({meant})")
+                said = problem["msg"].removeprefix("Value error, ").removeprefix(f"{name} = {value!r}: ")
+                lines.append(f"{name} = {value!r}: {said} ({meant})")
         raise ValueError("\n".join(lines)) from None
 
 
 def of_notebook(namespace: dict[str, Any]) -> Params:
     """Check the parameters of a notebook: `p = params.of_notebook(globals())`, right after the cell.
 
-    Papermill only warns about a name it does not know. Here every plain value that stands in the notebook so far is
-    taken for a parameter, so a misspelt one is refused, whatever way it came in.
+    Papermill only warns about a name it does not know. Here every plain value that stands in the notebook at the first
+    call is taken for a parameter, so a misspelt one is refused, whatever way it came in. Later calls, after somebody
+    edited the cell and ran it again, look at the same names: by then the notebook has values of its own.
     """
     plain = (str, int, float, bool, type(None), list, tuple)
-    given = {
-        name: value
+    names = namespace.get("_parameters") or [
+        name
         for name, value in namespace.items()
         if not name.startswith("_") and isinstance(value, plain) and name not in ("In", "Out")
-    }
-    return check(given)
+    ]
+    found = check({name: namespace[name] for name in names if name in namespace})
+    namespace["_parameters"] = names
+    return found
 
 
 class _Loader(yaml.SafeLoader):

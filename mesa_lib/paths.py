@@ -17,10 +17,16 @@ def runs() -> Path:
     return Path(os.environ.get("MESA_RUNS") or root() / "runs")
 
 
+def find(path: str | Path) -> Path:
+    """A path that a person named: relative to the current folder if it is there, else to the repository."""
+    path = Path(path).expanduser()
+    return path if path.exists() else root() / path
+
+
 def data(folder: str = "") -> Path:
-    """The data folder: `folder` if given (relative to the repository), else `MESA_DATA`, else `data/`."""
+    """The data folder: `folder` if given, else `MESA_DATA`, else `data/` of the repository."""
     if folder:
-        return root() / Path(folder).expanduser()
+        return find(folder)
     return Path(os.environ.get("MESA_DATA") or root() / "data")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -85,6 +86,8 @@ def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
             raise SeriesFailed(
                 f"{source.name} failed: {error.ename}: {error.evalue}\nsee {paths.show(failed)}"
             ) from error
+        except DeadKernelError as error:
+            raise SeriesFailed(f"{source.name} failed: its kernel died (killed, or out of memory)") from error
     book = clean(nbformat.read(scratch, 4))
     nbformat.write(book, scratch)
     os.replace(scratch, target)

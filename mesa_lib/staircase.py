@@ -136,7 +136,7 @@ def fit_level(
         L = max(0, beta - F(G(z)))  -  alpha * I(G(z); z)
 
     F is `test`, any differentiable function of points (n, *shape) in (0, 1). I is MINE's bound, whose network
-    T learns along with G. `history` records, some 40 times: mean F, the bound in nats, the loss.
+    T learns along with G. `history` records, some 40 times: mean F, the bound, the loss, how far samples lie apart.
     """
     s = settings
     rng = devices.rng(seed, device)
@@ -247,7 +247,8 @@ def mixture_weights(levels: Sequence[Level], law: str) -> list[float]:
     """gamma_i: `equal`, or step height x exp(h(G_i)).
 
     A staircase of N steps adds, at level beta_i, a slab of height beta_i - beta_(i+1) over a set of volume
-    exp(h(G_i)) (a uniform density has entropy log volume); the entropy is MINE's estimate of I(G(z); z).
+    exp(h(G_i)) (a uniform density has entropy log volume). In place of the entropy stands MINE's estimate of
+    I(G(z); z), as in the paper: a heuristic, for the two agree only up to what T can tell apart.
     """
     if law == "equal":
         return [1 / len(levels)] * len(levels)

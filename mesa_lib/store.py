@@ -149,7 +149,7 @@ def sync(file: Path) -> None:
 
 def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason."""
-    file = Path(file)
+    file = paths.find(file)
     try:
         with open(file, "rb") as stream:
             start = stream.read(9)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from . import paths
+
 LAWS = ("uniform", "binary", "bw")
 
 
@@ -66,7 +68,7 @@ def colour(number: int, size: int = 3) -> Tensor:
 
 def from_file(path: str | Path) -> Tensor:
     """An image file, or a .npy array (h, w, 3) or (3, h, w) of 0..255 or [0, 1] -> (3, h, w) in [0, 1]."""
-    path = Path(path)
+    path = paths.find(path)
     try:
         if path.suffix == ".npy":
             array = np.load(path, allow_pickle=False)

@@ -150,3 +150,33 @@ def test_a_kernel_that_dies_is_reported_at_once(tmp_path):
     book = small_book("import os\nos._exit(9)")
     found = nbval(tmp_path, book, "--nbval-cell-timeout=60")
     assert found.returncode != 0 and "kernel died" in found.stdout
+
+
+def test_no_cell_gives_a_parameter_another_value(book):
+    """A reader who edits the parameters cell and runs it again must get what it says."""
+    import ast
+
+    for cell in code(book):
+        if "parameters" in cell.metadata.get("tags", []):
+            continue
+        names = {
+            n.id for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        assert not names & set(Params.model_fields), cell.source
+
+
+def test_the_parameters_cell_can_be_edited_and_run_again(tmp_path):
+    """In one kernel: the first cells, some work with values of its own, the cells again with another value."""
+    book = nbformat.read(runner.notebook("01"), 4)
+    place = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    namespace = {}
+    sources = [c.source for c in book.cells[: place + 3] if c.cell_type == "code"]
+    for source in sources:
+        exec(source, namespace)
+    namespace |= {"first": [1, 2], "rows": [], "best": 0.5}
+    exec(sources[1].replace('"bw:170"', '"bw:16"'), namespace)
+    exec(sources[2], namespace)
+    assert namespace["p"].trigger == "bw:16"
+    namespace["trigger"] = object()
+    with pytest.raises(ValueError, match="trigger = <object"):
+        exec(sources[2], namespace)
