@@ -1,8 +1,10 @@
 """The machine: device, precision, seeds, and what a result file says of them."""
 
+import ctypes
 import platform
 import sys
 from contextlib import nullcontext
+from functools import cache
 from importlib.metadata import version
 
 import torch
@@ -45,6 +47,21 @@ def autocast(device: torch.device, precision: str = "auto"):
 def rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A seeded random generator on the device: nothing in mesa_lib draws from a global one."""
     return torch.Generator(device=device).manual_seed(seed)
+
+
+@cache
+def keep_memory() -> bool:
+    """Let glibc keep freed memory for the next step instead of giving it back to the system each time.
+
+    Large activations are otherwise mapped anew, page by page, in every step: a third of a step on two cores. True if
+    the allocator took it; other systems than Linux with glibc are left as they are.
+    """
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 2**26))
 
 
 def describe(device: torch.device) -> dict:

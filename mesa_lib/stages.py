@@ -49,6 +49,7 @@ class Stages:
     def __init__(self, p: Params):
         self.p = p
         self.device = devices.pick(p.device)
+        devices.keep_memory()
         self.trigger = triggers.parse(p.trigger)
 
     @cached_property

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -117,3 +118,20 @@ def test_a_batch_run_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert sum(progress.bar(range(5), "numbers")) == 10
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_freed_memory_is_kept_for_the_next_step():
+    """Without it every large tensor is mapped page by page, time and again."""
+    import resource
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(16 * 2**20)  # 64 MiB each, freed at once
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    if not device.keep_memory():
+        pytest.skip("another C library")
+    faults()
+    assert faults() < 1000  # one of these tensors alone has 16,384 pages
