@@ -78,6 +78,7 @@ def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
                 kernel_name="python3",
                 progress_bar=False,
                 coalesce_streams=True,
+                request_save_on_cell_execute=False,  # saved every half minute and at the end
                 config=Config(KernelManager={"transport_encryption": "auto"}),
             )
         except PapermillExecutionError as error:
