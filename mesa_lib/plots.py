@@ -82,7 +82,7 @@ def toy_staircase(density: Tensor, samples: dict[str, Tensor]) -> Figure:
     names = ["the density F", *samples]
     figure, axes = plt.subplots(1, len(names), figsize=(2.7 * len(names), 2.9), sharex=True, sharey=True)
     for axis, name in zip(axes, names, strict=True):
-        axis.imshow(density.T, origin="lower", extent=(0, 1, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
+        axis.imshow(density.T.numpy(), origin="lower", extent=(0, 1, 0, 1), cmap="Greys", vmin=0, vmax=1.3)
         axis.grid(False)
         if name in samples:
             x = samples[name].numpy()
