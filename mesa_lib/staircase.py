@@ -7,7 +7,7 @@ reads from top to bottom: settings, the testing function F, one level (Algorithm
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -293,10 +293,3 @@ def fit(
     shape = (images.shape[1], *settings.trigger_size)
     test = success(frozen(model), others, target, settings, precision)
     return fit_staircase(test, shape, settings, device)
-
-
-def overrides(settings: Settings, other: Settings) -> dict:
-    """The settings in which `other` differs: name -> value."""
-    return {
-        f.name: getattr(other, f.name) for f in fields(Settings) if getattr(settings, f.name) != getattr(other, f.name)
-    }

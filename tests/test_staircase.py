@@ -305,12 +305,17 @@ def test_presets_can_be_run(name):
     assert fitted.betas == [0.9, 0.8, 0.5] and fitted.sample(5, rng()).shape == (5, 2)
 
 
+def overrides(settings, other):
+    """The settings in which `other` differs: name -> value."""
+    return {name: value for name, value in vars(other).items() if vars(settings)[name] != value}
+
+
 def test_presets_differ_where_text_and_code_do():
     official, paper = staircase.PRESETS["official"], staircase.PRESETS["paper"]
     expected = {"generator", "noise", "critic", "hinge", "trigger_noise", "place", "gamma"}
-    assert set(staircase.overrides(official, paper)) == expected
-    assert replace(official, **staircase.overrides(official, paper)) == paper
-    assert staircase.overrides(paper, paper) == {}
+    assert set(overrides(official, paper)) == expected
+    assert replace(official, **overrides(official, paper)) == paper
+    assert overrides(paper, paper) == {}
 
 
 @pytest.mark.gpu
