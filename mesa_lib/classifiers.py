@@ -1,7 +1,7 @@
-"""Classifiers: the paper's ResNet-18 with a CIFAR stem, and a small CNN for digits.
+"""Classifiers: the paper's ResNet-18 with a CIFAR stem, a network made for fast training, a small CNN for digits.
 
-Both take images in [0, 1]: the normalisation happens inside `forward`, so triggers, masks and images share
-one space. Both average over space at the end, so any image size of 16 pixels and up works.
+All take images in [0, 1]: the normalisation happens inside `forward`, so triggers, masks and images share
+one space. All pool over what space is left at the end, so any image size of 16 pixels and up works.
 """
 
 import copy
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from . import device as devices
 
 
 class Normalise(nn.Module):
@@ -81,7 +83,56 @@ class ResNet18(nn.Module):
         return self.head(self.blocks(F.relu(self.stem(self.normalise(x)))).mean((2, 3)))
 
 
-NETWORKS = {"smallcnn": SmallCNN, "resnet18": ResNet18}
+def conv_pool_bn(inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution, 2x2 maximum, BatchNorm without a scale of its own (so that it can be folded through the maximum)."""
+    norm = nn.BatchNorm2d(outputs)
+    norm.weight.requires_grad = False
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), norm)
+
+
+class FastCNN(nn.Module):
+    """A network for few epochs, after Jordan's airbench (2024): (B, 3, H, W) in [0, 1] -> logits (B, classes).
+
+    The first layer whitens 2x2 patches: its filters are the principal directions of the training patches, each with
+    both signs, scaled to unit variance, and stay as they are (`whiten` sets them). Then come three blocks of two
+    convolutions with `width`, 4 x `width` and 4 x `width` channels, near identities at first, and a linear head.
+    """
+
+    bias_rate = 16.0  # learning rate of BatchNorm's biases over that of the weights, in training from scratch
+
+    def __init__(self, classes: int, width: int, mean, std):
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.whitened = nn.Conv2d(3, 24, 2)
+        self.whitened.weight.requires_grad = False
+        blocks, channels = [], 24
+        for outputs in (width, 4 * width, 4 * width):
+            second = conv_bn(outputs, outputs)
+            second[1].weight.requires_grad = False
+            blocks += [conv_pool_bn(channels, outputs), nn.GELU("tanh"), second, nn.GELU("tanh")]
+            channels = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, classes, bias=False)
+        for part in self.blocks.modules():
+            if isinstance(part, nn.Conv2d):  # the first filters hand their channel on
+                n = min(part.in_channels, part.out_channels)
+                nn.init.dirac_(part.weight.data[:n])
+
+    @torch.no_grad()
+    def whiten(self, images: Tensor) -> None:
+        """Set the first layer from `images` uint8 (N, 3, H, W): a few thousand training images are enough."""
+        x = self.normalise(images.to(self.normalise.mean.device).float() / 255)
+        patches = F.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()  # (N * places, 12)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, 3, 2, 2)
+        self.whitened.weight.copy_(torch.cat([filters, -filters]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.blocks(F.gelu(self.whitened(self.normalise(x)), approximate="tanh"))
+        return self.head(h.amax((2, 3))) / 9
+
+
+NETWORKS = {"smallcnn": SmallCNN, "resnet18": ResNet18, "fastcnn": FastCNN}
 
 
 def build(network: str, classes: int, width: int, mean, std, seed: int) -> nn.Module:
@@ -111,15 +162,24 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str = "ch
     return model
 
 
-def frozen(model: nn.Module) -> nn.Module:
+def frozen(model: nn.Module, precision: str = "float32") -> nn.Module:
     """A copy of `model` as a fixed function: eval mode, no weight gradients, BatchNorm folded into the convolutions.
 
-    Folding is exact up to rounding and spares a quarter of the time of a pass. Gradients reach the input.
+    Folding is exact up to rounding and spares a quarter of the time of a pass. A scale above zero can be folded through
+    a maximum, too. Where `precision` means bfloat16 the weights are kept in it, which spares casting them in every pass
+    (the caller still computes under `device.autocast`). Gradients reach the input.
     """
     copied = copy.deepcopy(model).eval()
     for part in copied.modules():
-        if isinstance(part, nn.Sequential) and [type(p) for p in part] == [nn.Conv2d, nn.BatchNorm2d]:
-            part[0], part[1] = fuse_conv_bn_eval(part[0], part[1]), nn.Identity()
+        kinds = [type(p) for p in part] if isinstance(part, nn.Sequential) else []
+        if kinds == [nn.Conv2d, nn.BatchNorm2d] or (
+            kinds == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d] and bool((part[2].weight > 0).all())
+        ):
+            part[0], part[-1] = fuse_conv_bn_eval(part[0], part[-1]), nn.Identity()
         if isinstance(part, nn.ReLU):
             part.inplace = True  # spares writing the activations twice
+    if devices.in_bf16(next(copied.parameters()).device, precision):
+        for part in copied.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.to(torch.bfloat16)
     return copied.requires_grad_(False)

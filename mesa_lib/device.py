@@ -35,13 +35,16 @@ def bf16_pays(device: torch.device) -> bool:
     return False
 
 
-def autocast(device: torch.device, precision: str = "auto"):
-    """A context in which the classifier computes in bfloat16 (`bf16`, or `auto` where it pays) or float32."""
+def in_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Whether the classifier computes in bfloat16 (`bf16`, or `auto` where it pays) or in float32."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    if precision == "bf16" or (precision == "auto" and bf16_pays(device)):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return precision == "bf16" or (precision == "auto" and bf16_pays(device))
+
+
+def autocast(device: torch.device, precision: str = "auto"):
+    """A context in which the classifier computes in bfloat16 or float32, as `in_bf16` says."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if in_bf16(device, precision) else nullcontext()
 
 
 def rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -49,15 +49,15 @@ def proportion(hits: Tensor) -> dict:
     return {"rate": float(hits.mean()) if n else math.nan, "images": n, "low": low, "high": high}
 
 
-def clean_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> dict:
+def clean_accuracy(model: nn.Module, images: Tensor, labels: Tensor, precision: str = "float32") -> dict:
     """Accuracy on images without any trigger, as `proportion`."""
-    return proportion(predict(model, images) == labels.cpu())
+    return proportion(predict(model, images, precision) == labels.cpu())
 
 
-def recall(model: nn.Module, images: Tensor, labels: Tensor, target: int) -> dict:
+def recall(model: nn.Module, images: Tensor, labels: Tensor, target: int, precision: str = "float32") -> dict:
     """Accuracy on the clean images of one class: what a repair may take from the target class."""
     own = labels.cpu() == target
-    return proportion(predict(model, images[own.to(images.device)]) == target)
+    return proportion(predict(model, images[own.to(images.device)], precision) == target)
 
 
 def triggered(
@@ -69,6 +69,7 @@ def triggered(
     *,
     places: int = 5,
     seed: int = 0,
+    precision: str = "float32",
 ) -> dict:
     """ASR of one trigger, and the accuracy of the same triggered images with respect to their true labels.
 
@@ -82,7 +83,7 @@ def triggered(
     answers = []
     for _ in range(places):
         chunks = [
-            predict(model, stamp_random(batch.float() / 255, trigger.cpu(), rng).to(device))
+            predict(model, stamp_random(batch.float() / 255, trigger.cpu(), rng).to(device), precision)
             for batch in images.split(BATCH)
         ]
         answers.append(torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.long))
@@ -105,6 +106,7 @@ def asr_of_samples(
     *,
     images_per_trigger: int = 16,
     seed: int = 0,
+    precision: str = "float32",
 ) -> Tensor:
     """The ASR of each of n triggers (n, 3, h, w) on its own random draw of non-target images -> (n,)."""
     rng = devices.rng(seed)
@@ -113,7 +115,7 @@ def asr_of_samples(
     repeated = samples.cpu().repeat_interleave(images_per_trigger, 0)
     hits = []
     for pick, trigger in zip(index.split(BATCH), repeated.split(BATCH), strict=True):
-        hits.append(predict(model, stamp_random(others[pick].float() / 255, trigger, rng)) == target)
+        hits.append(predict(model, stamp_random(others[pick].float() / 255, trigger, rng), precision) == target)
     return torch.cat(hits).reshape(len(samples), images_per_trigger).float().mean(1)
 
 
@@ -134,7 +136,16 @@ def mean_std(values) -> tuple[float, float]:
     return float(t.mean()), float(t.std()) if len(t) > 1 else 0.0
 
 
-def report(model: nn.Module, evaluation, trigger: Tensor, target: int, *, places: int = 5, seed: int = 0) -> dict:
+def report(
+    model: nn.Module,
+    evaluation,
+    trigger: Tensor,
+    target: int,
+    *,
+    places: int = 5,
+    seed: int = 0,
+    precision: str = "float32",
+) -> dict:
     """The row of the before/after table for one model, all on the evaluation images.
 
     `evaluation` has `.images` (uint8) and `.labels`. Keys: clean_accuracy, target_recall, asr,
@@ -142,10 +153,10 @@ def report(model: nn.Module, evaluation, trigger: Tensor, target: int, *, places
     """
     images, labels = evaluation.images, evaluation.labels
     row = {
-        "clean_accuracy": clean_accuracy(model, images, labels),
-        "target_recall": recall(model, images, labels, target),
+        "clean_accuracy": clean_accuracy(model, images, labels, precision),
+        "target_recall": recall(model, images, labels, target, precision),
     }
-    return row | triggered(model, images, labels, trigger, target, places=places, seed=seed)
+    return row | triggered(model, images, labels, trigger, target, places=places, seed=seed, precision=precision)
 
 
 def table(rows: list[dict]):

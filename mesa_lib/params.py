@@ -26,6 +26,7 @@ def _no_bool(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
+Augmentation = Literal["none", "crop", "crop-flip", "smallcrop-flip"]
 
 
 class Params(BaseModel):
@@ -46,18 +47,19 @@ class Params(BaseModel):
         "float32", description="auto (bf16 where it pays), float32, bf16"
     )
     # clean classifier
-    network: Literal["smallcnn", "resnet18"] = Field("smallcnn", description="smallcnn or resnet18")
+    clean_seed: Count = Field(-1, ge=-1, lt=2**31, description="seed of clean training; -1: the seed above")
+    network: Literal["smallcnn", "resnet18", "fastcnn"] = Field(
+        "smallcnn", description="smallcnn, resnet18 (the paper's) or fastcnn"
+    )
     width: Count = Field(16, ge=1, le=1024, description="channels of the first layer (resnet18: 64 is the paper's)")
     checkpoint: str = Field("", description="a clean model to attack (safetensors); empty: train one")
     clean_epochs: Count = Field(25, ge=1, description="epochs of clean training")
     clean_lr: Number = Field(0.1, gt=0, description="peak learning rate of clean training (one-cycle)")
+    weight_decay: Number = Field(5e-4, ge=0, lt=1, description="weight decay of clean training")
+    label_smoothing: Number = Field(0.0, ge=0, lt=1, description="label smoothing, in every training")
     batch_size: Count = Field(32, ge=2, description="images per batch, in every training")
-    augment: Literal["none", "crop", "crop-flip"] = Field(
-        "crop", description="none, crop or crop-flip, in clean training"
-    )
-    retrain_augment: Literal["none", "crop", "crop-flip"] = Field(
-        "crop", description="none, crop or crop-flip, in attack and repair (the paper: none)"
-    )
+    augment: Augmentation = Field("crop", description="none, crop, crop-flip or smallcrop-flip, in clean training")
+    retrain_augment: Augmentation = Field("crop", description="the same in attack and repair (the paper: none)")
     schedule: Literal["constant", "onecycle"] = Field(
         "onecycle", description="learning rate of attack and repair: constant (paper) or onecycle (as lr's peak)"
     )

@@ -32,7 +32,7 @@ def reverse(
     device = next(model.parameters()).device
     rng, images = devices.rng(seed, device), images.to(device)
     mean, std = model.normalise.mean[0], model.normalise.std[0]
-    model = frozen(model)
+    model = frozen(model, precision)
     start = torch.rand(3, *size, generator=rng, device=device)
     patch = ((start - mean) / std).requires_grad_()
     optimiser = torch.optim.SGD([patch], lr, momentum=0.9)

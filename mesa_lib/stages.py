@@ -76,12 +76,15 @@ class Stages:
 
     def _clean_config(self) -> dict:
         p = self.p
-        names = ["network", "width", "batch_size", "augment", "seed", "device", "precision"]
+        names = ["network", "width", "batch_size", "augment", "device", "precision"]
         config = {name: getattr(p, name) for name in names} | {"data": self.data.fingerprint}
+        config["seed"] = p.seed if p.clean_seed < 0 else p.clean_seed
         if p.checkpoint:
             weights = store.load_checkpoint(p.checkpoint)
             return config | {"checkpoint": store.tensors_key(weights)}
-        return config | {"epochs": p.clean_epochs, "lr": p.clean_lr}
+        config |= {"epochs": p.clean_epochs, "lr": p.clean_lr}
+        config |= {"weight_decay": p.weight_decay, "label_smoothing": p.label_smoothing}
+        return config
 
     def _attack_config(self) -> dict:
         p = self.p
@@ -91,6 +94,8 @@ class Stages:
             "target": p.target,
             "rate": p.poison_rate,
             "augment": p.retrain_augment,
+            "label_smoothing": p.label_smoothing,
+            "seed": p.seed,
         }
         config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
         if p.start == "scratch":  # the schedule of clean training, which is in the key already
@@ -102,9 +107,18 @@ class Stages:
     def fresh(self, seed: int | None = None) -> nn.Module:
         """An untrained network of the configured architecture."""
         d, p = self.data, self.p
-        seed = p.seed if seed is None else seed
-        model = classifiers.build(p.network, len(d.classes), p.width, d.mean, d.std, seed)
+        model = classifiers.build(p.network, len(d.classes), p.width, d.mean, d.std, p.seed if seed is None else seed)
         return model.to(self.device, memory_format=torch.channels_last)
+
+    def _from_scratch(self, model: nn.Module, *, seed: int, label: str, **settings) -> list[dict]:
+        """Clean training, and the attack that has it for its schedule."""
+        p, images = self.p, self.data.train.images
+        if isinstance(model, classifiers.FastCNN):
+            model.whiten(images[:: max(1, len(images) // 5000)])
+        return self._train(
+            model, self.data.train, epochs=p.clean_epochs, lr=p.clean_lr, schedule="onecycle",
+            weight_decay=p.weight_decay, bias_rate=getattr(model, "bias_rate", 1.0), seed=seed, label=label, **settings,
+        )  # fmt: skip
 
     def _made(self, artifact: store.Artifact) -> Made:
         return Made(classifiers.load_weights(self.fresh(), artifact.tensors).eval(), artifact)
@@ -112,23 +126,22 @@ class Stages:
     def _train(self, model: nn.Module, split: datasets.Split, *, seed: int, label: str, **settings) -> list[dict]:
         p = self.p
         return training.train(
-            model, split.images, split.labels, batch_size=p.batch_size, seed=seed,
-            device=self.device, precision=p.precision, label=label, **settings,
+            model, split.images, split.labels, batch_size=p.batch_size, seed=seed, device=self.device,
+            precision=p.precision, label_smoothing=p.label_smoothing, label=label, **settings,
         )  # fmt: skip
 
     def clean(self) -> Made:
         """The classifier before any attack, trained on the training images (or given as a checkpoint)."""
-        p, model = self.p, self.fresh()
+        p = self.p
+        seed = p.seed if p.clean_seed < 0 else p.clean_seed
 
         def make():
+            model = self.fresh(seed)
             if p.checkpoint:
                 classifiers.load_weights(model, store.load_checkpoint(p.checkpoint), p.checkpoint)
                 history = []
             else:
-                history = self._train(
-                    model, self.data.train, epochs=p.clean_epochs, lr=p.clean_lr, seed=p.seed,
-                    schedule="onecycle", weight_decay=5e-4, augment=p.augment, label="clean training",
-                )  # fmt: skip
+                history = self._from_scratch(model, seed=seed, augment=p.augment, label="clean training")
             return model.state_dict(), {"history": history}
 
         return self._made(store.train_or_load("clean", self._clean_config(), make, self.device))
@@ -141,14 +154,15 @@ class Stages:
         def make():
             if p.start == "clean":
                 model = self.clean().model
-                settings = {"epochs": p.attack_epochs, "lr": p.attack_lr, "schedule": p.schedule}
+                history = self._train(
+                    model, self.data.train, epochs=p.attack_epochs, lr=p.attack_lr, schedule=p.schedule,
+                    augment=p.retrain_augment, edit=edit, seed=p.seed + 1, label="attack",
+                )  # fmt: skip
             else:
                 model = self.fresh()
-                settings = {
-                    "epochs": p.clean_epochs, "lr": p.clean_lr, "schedule": "onecycle", "weight_decay": 5e-4,
-                }  # fmt: skip
-            settings["augment"] = p.retrain_augment
-            history = self._train(model, self.data.train, edit=edit, seed=p.seed + 1, label="attack", **settings)
+                history = self._from_scratch(
+                    model, seed=p.seed + 1, augment=p.retrain_augment, edit=edit, label="attack from scratch"
+                )
             return model.state_dict(), {"history": history}
 
         return self._made(store.train_or_load("attacked", self._attack_config(), make, self.device))
@@ -232,7 +246,8 @@ class Stages:
         evaluation = self.data.evaluation
 
         def make():
-            return {}, metrics.report(made.model, evaluation, self.trigger, self.p.target)
+            row = metrics.report(made.model, evaluation, self.trigger, self.p.target, precision=self.p.precision)
+            return {}, row
 
         return store.train_or_load("measured", config, make, self.device).result
 

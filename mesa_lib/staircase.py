@@ -19,12 +19,14 @@ from .classifiers import frozen
 from .progress import bar
 from .triggers import check_fits, random_places, stamp
 
-HINGES, CRITICS, GAMMAS, PLACES = (
+HINGES, CRITICS, GAMMAS, PLACES, SCALES = (
     ("trigger", "image"),
     ("linear", "leaky"),
     ("equal", "entropy"),
     ("image", "batch"),
+    ("probability", "log"),
 )
+CHECK_EVERY = 25  # steps between two looks at held-out samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Settings:
     ema_rate: float = 0.01  # weight of the newest batch in MINE's moving average (code: 0.001)
     place: str = "image"  # one random place per image, or per batch (code)
     gamma: str = "equal"  # mixture weights: equal (code), or step height x exp(entropy) (derivation)
+    scale: str = "probability"  # of the hinge: F itself (text and code), or log F (ours)
+    patience: int = 0  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
 
     def __post_init__(self):
         allowed = {
@@ -59,6 +63,7 @@ class Settings:
             "hinge": HINGES,
             "place": PLACES,
             "gamma": GAMMAS,
+            "scale": SCALES,
         }
         for name, names in allowed.items():
             if getattr(self, name) not in names:
@@ -107,9 +112,15 @@ def success(model: nn.Module, images: Tensor, target: int, settings: Settings, p
     return test
 
 
-def hinge(scores: Tensor, beta: float, kind: str) -> Tensor:
-    """max(0, beta - F): `trigger` caps the mean success of a trigger (n, m), `image` each image's confidence."""
+def hinge(scores: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:
+    """max(0, beta - F): `trigger` caps the mean success of a trigger (n, m), `image` each image's confidence.
+
+    On the `log` scale it is max(0, log beta - log F): zero on the same set, but with a gradient where F is next to
+    nothing, as it is around a mode that a repair has nearly closed.
+    """
     capped = scores.mean(1) if kind == "trigger" else scores
+    if scale == "log":
+        return torch.relu(math.log(beta) - capped.clamp(min=1e-12).log()).mean()
     return torch.relu(beta - capped).mean()
 
 
@@ -123,61 +134,114 @@ class Level:
     history: list[dict] = field(default_factory=list)
 
 
-def fit_level(
-    test: TestingFunction,
-    shape: tuple[int, ...],
-    beta: float,
-    settings: Settings,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Level:
-    """Algorithm 2: train G to spread over {x : F(x) >= beta} by minimising
+class Learner:
+    """Algorithm 2 at one level: train G to spread over {x : F(x) >= beta} by minimising
 
         L = max(0, beta - F(G(z)))  -  alpha * I(G(z); z)
 
-    F is `test`, any differentiable function of points (n, *shape) in (0, 1). I is MINE's bound, whose network
-    T learns along with G. `history` records, some 40 times: mean F, the bound, the loss, how far samples lie apart.
+    I is MINE's bound, whose network T learns along with G. A step is `propose`, F, `loss` and its gradient, `follow`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], beta: float, settings: Settings, device, seed: int):
+        s = settings
+        self.beta, self.settings, self.rng = beta, s, devices.rng(seed, device)
+        self.G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seed).to(device)
+        self.T = mine.build(torch.Size(shape).numel(), s.noise_dim, s.hidden, s.critic == "leaky", seed + 1).to(device)
+        self.adam_G = torch.optim.Adam(self.G.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
+        self.adam_T = torch.optim.Adam(self.T.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
+        self.average, self.history, self.reached, self.done = mine.MovingAverage(s.ema_rate), [], 0, False
+
+    def noises(self, n: int = 2) -> tuple[Tensor, ...]:
+        s = self.settings
+        return tuple(generators.noise(s.batch, s.noise_dim, s.noise, self.rng) for _ in range(n))
+
+    def propose(self) -> Tensor:
+        """Points (batch, *shape) for F, with trigger noise; G's own stay in `x`."""
+        self.z, self.z_other = self.noises()
+        self.x = self.G(self.z)
+        if not self.settings.trigger_noise:
+            return self.x
+        return self.x + self.settings.trigger_noise * torch.randn(
+            self.x.shape, generator=self.rng, device=self.x.device
+        )
+
+    def loss(self, scores: Tensor) -> Tensor:
+        """L, from F of the proposed points (batch, m)."""
+        s = self.settings
+        self.information = mine.lower_bound(self.T(self.x, self.z), self.T(self.x, self.z_other))  # I(G(z); z)
+        self.adam_G.zero_grad()
+        return hinge(scores, self.beta, s.hinge, s.scale) - s.alpha * self.information
+
+    def follow(self) -> None:
+        """G takes its step along the gradient; T follows with `critic_steps` of its own."""
+        self.adam_G.step()
+        for _ in range(self.settings.critic_steps):
+            z, z_other = self.noises()
+            with torch.no_grad():
+                self.x = self.G(z)
+            self.adam_T.zero_grad()
+            self.average.loss(self.T(self.x, z), self.T(self.x, z_other)).backward()
+            self.adam_T.step()
+
+    def record(self, step: int, scores: Tensor, loss: Tensor) -> None:
+        """Mean F, the bound, the loss, how far samples lie apart; FloatingPointError if they are no numbers."""
+        values = torch.stack([scores.mean(), self.information, loss]).tolist()
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError(
+                f"modelling beta {self.beta}: F, information, loss = {values} at step {step}; "
+                f"expected finite values: try a smaller learning rate than {self.settings.lr}"
+            )
+        self.history.append(
+            {"step": step, "F": values[0], "information": values[1], "loss": values[2]} | metrics.diversity(self.x)
+        )
+
+    @torch.no_grad()
+    def check(self, held_out: TestingFunction) -> None:
+        """Done once fresh samples reach beta on images that F never saw, `patience` checks in a row."""
+        self.G.eval()
+        F = float(held_out(self.G(self.noises(1)[0]), self.rng).mean())
+        self.G.train()
+        self.history[-1]["held_out"] = F
+        self.reached = self.reached + 1 if self.beta <= F else 0
+        self.done = self.reached >= self.settings.patience
+
+    def level(self) -> Level:
+        self.G.eval()
+        return Level(self.beta, self.G, final_information(self.G, self.T, self.settings, self.rng), self.history)
+
+
+def fit_levels(
+    test: TestingFunction,
+    shape: tuple[int, ...],
+    betas: Sequence[float],
+    settings: Settings,
+    device: torch.device | str = "cpu",
+    seeds: Sequence[int] = (0,),
+    held_out: TestingFunction | None = None,
+) -> list[Level]:
+    """Algorithm 2 for all `betas`, one pass through F a step for the triggers of all of them.
+
+    F is `test`, any differentiable function of points (n, *shape) in (0, 1); `held_out` is the same F on other images,
+    for the early stop. Each level has a seed of its own. `history` keeps some 40 records.
     """
     s = settings
-    rng = devices.rng(seed, device)
-    G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seed).to(device)
-    size = torch.Size(shape).numel()
-    T = mine.build(size, s.noise_dim, s.hidden, s.critic == "leaky", seed + 1).to(device)
-    adam_G = torch.optim.Adam(G.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
-    adam_T = torch.optim.Adam(T.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
-    average, history = mine.MovingAverage(s.ema_rate), []
-
-    for step in bar(range(s.steps), f"level {beta}"):
-        z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
-        x = G(z)
-        noisy = x + s.trigger_noise * torch.randn(x.shape, generator=rng, device=rng.device)
-        scores = test(noisy if s.trigger_noise else x, rng)  # F(G(z)), (n, m)
-        information = mine.lower_bound(T(x, z), T(x, z_other))  # I(G(z); z)
-        loss = hinge(scores, beta, s.hinge) - s.alpha * information
-        adam_G.zero_grad()
-        loss.backward()
-        adam_G.step()
-
-        for _ in range(s.critic_steps):
-            z, z_other = (generators.noise(s.batch, s.noise_dim, s.noise, rng) for _ in range(2))
-            with torch.no_grad():
-                x = G(z)
-            adam_T.zero_grad()
-            average.loss(T(x, z), T(x, z_other)).backward()
-            adam_T.step()
-
-        if step % max(1, s.steps // 40) == 0 or step == s.steps - 1:
-            values = torch.stack([scores.mean(), information, loss]).tolist()
-            if not all(map(math.isfinite, values)):
-                raise FloatingPointError(
-                    f"modelling beta {beta}: F, information, loss = {values} at step {step}; "
-                    f"expected finite values: try a smaller learning rate than {s.lr}"
-                )
-            history.append(
-                {"step": step, "F": values[0], "information": values[1], "loss": values[2]} | metrics.diversity(x)
-            )
-    G.eval()
-    return Level(beta, G, final_information(G, T, s, rng), history)
+    learners = [Learner(shape, beta, s, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
+    rng, every = devices.rng(seeds[0] + 5, device), max(1, s.steps // 40)
+    for step in bar(range(s.steps), f"level{'s' * (len(betas) > 1)} {', '.join(map(str, betas))}"):
+        learning = [learner for learner in learners if not learner.done]
+        if not learning:
+            continue
+        scores = test(torch.cat([learner.propose() for learner in learning]), rng).split(s.batch)  # F(G(z))
+        losses = [learner.loss(own) for learner, own in zip(learning, scores, strict=True)]
+        torch.stack(losses).sum().backward()
+        check = held_out is not None and s.patience and (step + 1) % CHECK_EVERY == 0
+        for learner, own, loss in zip(learning, scores, losses, strict=True):
+            learner.follow()
+            if step % every == 0 or step == s.steps - 1 or check:
+                learner.record(step, own.detach(), loss.detach())
+            if check:
+                learner.check(held_out)
+    return [learner.level() for learner in learners]
 
 
 @torch.no_grad()
@@ -263,12 +327,16 @@ def mixture_weights(levels: Sequence[Level], law: str) -> list[float]:
 
 
 def fit_staircase(
-    test: TestingFunction, shape: tuple[int, ...], settings: Settings, device: torch.device | str = "cpu"
+    test: TestingFunction,
+    shape: tuple[int, ...],
+    settings: Settings,
+    device: torch.device | str = "cpu",
+    held_out: TestingFunction | None = None,
 ) -> TriggerDistribution:
     """Algorithm 1: one generator for each level beta, then the mixture."""
     betas = sorted(set(settings.betas), reverse=True)
     seeds = [settings.seed * 1000 + 10 * i for i in range(len(betas))]
-    levels = [fit_level(test, shape, beta, settings, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
+    levels = fit_levels(test, shape, betas, settings, device, seeds, held_out)
     return TriggerDistribution(levels, mixture_weights(levels, settings.gamma), settings)
 
 
@@ -290,6 +358,10 @@ def fit(
     others = images.to(device)[(labels != target).to(device)]
     if len(others) == 0:
         raise ValueError(f"target = {target}: no image of another class to test triggers on")
-    shape = (images.shape[1], *settings.trigger_size)
-    test = success(frozen(model), others, target, settings, precision)
-    return fit_staircase(test, shape, settings, device)
+    fixed, held_out = frozen(model, precision), None
+    if settings.patience:
+        unseen = torch.arange(len(others)) % 10 == 0
+        others, rest = others[~unseen], others[unseen]
+        held_out = success(fixed, rest, target, settings, precision)
+    test = success(fixed, others, target, settings, precision)
+    return fit_staircase(test, (images.shape[1], *settings.trigger_size), settings, device, held_out)

@@ -28,7 +28,7 @@ from . import device as devices
 from . import paths
 
 #: part of every key; raised when a change of the code changes what comes out
-VERSION = 2
+VERSION = 3
 TENSORS = "tensors.safetensors"
 
 

@@ -123,7 +123,7 @@ def test_frozen_is_a_copy_and_leaves_the_model_alone(training):
     assert same(before, model.state_dict())
 
 
-@pytest.mark.parametrize("network", ["smallcnn", "resnet18"])
+@pytest.mark.parametrize("network", NETWORKS)
 def test_folding_the_batch_norms_changes_nothing_but_rounding(network):
     model = classifiers.build(network, 10, 4, [0.5] * 3, [0.2] * 3, seed=0).train()
     x = torch.rand(16, 3, 16, 16, requires_grad=True)
@@ -131,7 +131,7 @@ def test_folding_the_batch_norms_changes_nothing_but_rounding(network):
         model(x.detach() + torch.rand(1))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)  # above zero: folded through a maximum as well
             torch.nn.init.normal_(module.bias)
     inside = classifiers.frozen(model)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in inside.modules())
@@ -139,3 +139,42 @@ def test_folding_the_batch_norms_changes_nothing_but_rounding(network):
     (found,) = torch.autograd.grad(inside(x)[:, 0].sum(), x)
     assert torch.allclose(inside(x), model(x), atol=1e-4, rtol=1e-4)
     assert torch.allclose(found, expected, atol=1e-4, rtol=1e-3) and found.abs().sum() > 0
+
+
+def test_a_scale_below_zero_is_not_folded_through_a_maximum():
+    model = build("fastcnn").eval()
+    with torch.no_grad():
+        model.blocks[0][2].weight[0] = -1
+    inside, x = classifiers.frozen(model), torch.rand(4, 3, 16, 16)
+    assert torch.allclose(inside(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_weights_in_bfloat16_answer_nearly_the_same(network):
+    model, x = build(network, width=8).eval(), torch.rand(32, 3, 16, 16)
+    inside = classifiers.frozen(model, "bf16")
+    assert inside.head.weight.dtype == torch.bfloat16 and model.head.weight.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = inside(x).float()
+    assert torch.allclose(found, model(x), atol=0.02 + 0.02 * float(found.abs().max()))
+
+
+# --- whitening -------------------------------------------------------------------------------------------
+
+
+def test_the_first_layer_whitens_patches():
+    """Its answers to the patches it was made from are uncorrelated and of unit size, the rest their negatives."""
+    images = torch.nn.functional.interpolate(torch.rand(200, 3, 8, 8), scale_factor=2, mode="bilinear")
+    model = build("fastcnn")
+    model.whiten((images * 255).byte())
+    with torch.no_grad():
+        model.whitened.bias.zero_()
+        answers = (
+            model.whitened(model.normalise((images * 255).byte().float() / 255)).permute(0, 2, 3, 1).reshape(-1, 24)
+        )
+    first, second = answers[:, :12], answers[:, 12:]
+    assert torch.equal(first, -second)
+    moments = first.T @ first / len(first)
+    assert (moments - torch.diag(moments.diag())).abs().max() < 0.02
+    assert moments.diag().max() < 1.01 and moments.diag()[-3:].min() > 0.99  # small ones are damped
+    assert not model.whitened.weight.requires_grad

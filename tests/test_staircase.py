@@ -45,6 +45,19 @@ def test_the_hinge_by_hand(kind, beta, loss):
     assert float(staircase.hinge(SCORES, beta, kind)) == pytest.approx(loss)
 
 
+@pytest.mark.parametrize("kind", staircase.HINGES)
+def test_the_log_hinge_is_zero_on_the_same_set_and_pulls_from_afar(kind):
+    above = torch.full((4, 2), 0.81)
+    assert staircase.hinge(above, 0.8, kind, "log") == 0 == staircase.hinge(above, 0.8, kind)
+    assert float(staircase.hinge(above / 81, 0.8, kind, "log")) == pytest.approx(math.log(80))
+    pulls = {}
+    for scale in staircase.SCALES:
+        logit = torch.full((1, 1), -9.0, requires_grad=True)  # F of about 1e-4
+        staircase.hinge(torch.sigmoid(logit), 0.8, kind, scale).backward()
+        pulls[scale] = float(-logit.grad)
+    assert pulls["log"] == pytest.approx(1, rel=0.01) and pulls["probability"] < 2e-4
+
+
 def test_with_one_image_a_trigger_both_hinges_agree():
     scores = torch.rand(50, 1, generator=rng())
     assert staircase.hinge(scores, 0.7, "trigger") == staircase.hinge(scores, 0.7, "image")
@@ -78,11 +91,16 @@ def test_mixture_weights_by_hand(law, known, gammas):
 # --- one level, on a toy ---------------------------------------------------------------------------------
 
 
+def fit_level(test, shape, beta, settings, seed=0):
+    """One level alone."""
+    return staircase.fit_levels(test, shape, [beta], settings, seeds=[seed])[0]
+
+
 @pytest.fixture(scope="module")
 def toy_levels():
     """Algorithm 2 on the bump, for two success levels and without the entropy."""
     runs = {"high": (0.8, TOY), "low": (0.4, TOY), "no entropy": (0.8, replace(TOY, alpha=0.0))}
-    return {name: staircase.fit_level(bump, (2,), beta, s, seed=1) for name, (beta, s) in runs.items()}
+    return {name: fit_level(bump, (2,), beta, s, seed=1) for name, (beta, s) in runs.items()}
 
 
 def drawn(level, n=2000):
@@ -122,22 +140,67 @@ def test_the_generator_is_handed_over_ready_for_use(toy_levels):
                                           "trigger_noise": 0.1}])  # fmt: skip
 def test_the_same_seed_gives_the_same_weights(changes):
     settings = replace(TOY, steps=5, **changes)
-    first, again, other = (staircase.fit_level(bump, (2,), 0.5, settings, seed=s).generator for s in (1, 1, 2))
+    first, again, other = (fit_level(bump, (2,), 0.5, settings, seed=s).generator for s in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values(), strict=True))
     assert not torch.equal(first.last.weight, other.last.weight)
 
 
 def test_nan_scores_are_reported():
     with pytest.raises(FloatingPointError, match="modelling beta 0.5: .* at step 0"):
-        staircase.fit_level(lambda x, rng: bump(x) * float("nan"), (2,), 0.5, replace(TOY, steps=2))
+        fit_level(lambda x, rng: bump(x) * float("nan"), (2,), 0.5, replace(TOY, steps=2))
 
 
 @pytest.mark.parametrize(("critic_steps", "updates"), [(1, 4), (3, 12)])
 def test_the_statistics_network_is_updated_so_often(monkeypatch, critic_steps, updates):
     calls, whole = [], staircase.mine.MovingAverage.loss
     monkeypatch.setattr(staircase.mine.MovingAverage, "loss", lambda self, *a: calls.append(1) or whole(self, *a))
-    staircase.fit_level(bump, (2,), 0.5, replace(TOY, steps=4, critic_steps=critic_steps))
+    fit_level(bump, (2,), 0.5, replace(TOY, steps=4, critic_steps=critic_steps))
     assert len(calls) == updates
+
+
+def test_all_levels_are_learnt_in_one_batch_each_by_its_own_level():
+    shown = []
+
+    def watch(points, generator):
+        shown.append(len(points))
+        return bump(points)
+
+    high, low = staircase.fit_levels(watch, (2,), [0.9, 0.3], TOY, seeds=[1, 2])
+    assert shown == [2 * TOY.batch] * TOY.steps
+    assert float(bump(drawn(high)).mean()) > float(bump(drawn(low)).mean()) + 0.2
+
+
+def test_a_level_stops_when_held_out_samples_reach_it():
+    """The held-out F is a constant: at 0.5 the lower level is done after two looks and the higher one never."""
+    shown = []
+
+    def watch(points, generator):
+        shown.append(len(points))
+        return bump(points)
+
+    settings = replace(TOY, steps=120, patience=2)
+    levels = staircase.fit_levels(
+        watch, (2,), [0.9, 0.4], settings, seeds=[1, 2], held_out=lambda x, rng: torch.full((len(x), 1), 0.5)
+    )
+    steps = 2 * staircase.CHECK_EVERY
+    assert shown == [2 * TOY.batch] * steps + [TOY.batch] * (120 - steps)
+    assert [level.history[-1]["step"] + 1 for level in levels] == [120, steps]
+    assert levels[1].history[-1]["held_out"] == 0.5 and not levels[1].generator.training
+
+
+def test_without_patience_no_image_is_held_out():
+    """Ten images of ten brightnesses: all are seen without the early stop, the held-out one apart with it."""
+    images = torch.arange(5, 105, 10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 16, 16)
+    for patience in (0, 1):
+        model = Recorder()
+        settings = replace(TINY, patience=patience, steps=25 if patience else 3, batch=32)
+        staircase.fit(model, images, torch.zeros(10), 1, settings, precision="float32")
+        by_call = [set((seen[:, 0, :, 0].median(1).values * 255).round().int().tolist()) for seen in model.seen]
+        if patience:
+            held = by_call[-1] if len(by_call[-1]) == 1 else by_call[-2]
+            assert held == {5} and not any(held & seen for seen in by_call if len(seen) > 1)
+        else:
+            assert set().union(*by_call) == set(range(5, 105, 10))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -148,7 +211,7 @@ def test_trigger_noise_is_added_while_searching_only(noise):
         outside.append(bool(((points < 0) | (points > 1)).any()))
         return bump(points)
 
-    staircase.fit_level(watch, (2,), 0.5, replace(TOY, steps=3, trigger_noise=noise))
+    fit_level(watch, (2,), 0.5, replace(TOY, steps=3, trigger_noise=noise))
     assert any(outside) == (noise > 0)
 
 
@@ -290,7 +353,7 @@ def test_a_trigger_larger_than_the_image_is_refused(model):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("generator", "gan"), ("noise", "cauchy"), ("critic", "relu"), ("hinge", "both"), ("place", "corner"),
-     ("gamma", "none"), ("betas", ()), ("betas", (0.9, 0.0)), ("betas", (1.1,)), ("betas", (-0.5,)),
+     ("gamma", "none"), ("scale", "odd"), ("betas", ()), ("betas", (0.9, 0.0)), ("betas", (1.1,)), ("betas", (-0.5,)),
      ("betas", (float("nan"),))],
 )  # fmt: skip
 def test_bad_settings_are_refused_by_name(name, value):

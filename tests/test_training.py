@@ -52,8 +52,19 @@ def test_the_global_random_numbers_play_no_part(toy):
     assert same(first, weights(toy, augment="crop"))
 
 
-@pytest.mark.parametrize("changes", [{"lr": 0.01}, {"weight_decay": 0.1}, {"schedule": "onecycle"}, {"augment": "crop"},
-                                     {"batch_size": 8}, {"epochs": 2}])  # fmt: skip
+CHANGES = [
+    {"lr": 0.01},
+    {"weight_decay": 0.1},
+    {"label_smoothing": 0.2},
+    {"bias_rate": 4.0},
+    {"schedule": "onecycle"},
+    {"augment": "crop"},
+    {"batch_size": 8},
+    {"epochs": 2},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
 def test_every_setting_matters(toy, changes):
     assert not same(weights(toy), weights(toy, **changes))
 
