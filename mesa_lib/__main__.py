@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     again.add_argument("names", nargs="*", default=["00", *runner.SERIES])
     many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
     many.add_argument("--seeds", default="0,1,2,3,4", type=seeds, help="with commas between")
+    many.add_argument("--triggers", help="with spaces between: 'bw:170 colour:0' (default: the parameter)")
     many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
     commands.add_parser("tables", help="put tables and picture into the README (maintainers)")
     a = parser.parse_args(arguments)
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"parameters are good; {d.name}: {sizes} training / modelling / evaluation images")
                 return 0
             if a.command == "repeat":
-                print(repeat.markdown(repeat.run(p, a.seeds, a.out)))
+                print(repeat.markdown(repeat.run(p, a.seeds, a.out, a.triggers and a.triggers.split())))
                 return 0
             out = runner.run_series(p, a.notebooks.split(","), a.out)
             if (out / "result.json").is_file() and runner.SERIES[-1][:2] in a.notebooks:

@@ -55,8 +55,8 @@ class Params(BaseModel):
     checkpoint: str = Field("", description="a clean model to attack (safetensors); empty: train one")
     clean_epochs: Count = Field(25, ge=1, description="epochs of clean training")
     clean_lr: Number = Field(0.1, gt=0, description="peak learning rate of clean training (one-cycle)")
-    weight_decay: Number = Field(5e-4, ge=0, lt=1, description="weight decay of clean training")
-    label_smoothing: Number = Field(0.0, ge=0, lt=1, description="label smoothing, in every training")
+    weight_decay: Number = Field(5e-4, ge=0, lt=1, description="weight decay in training from scratch")
+    label_smoothing: Number = Field(0.0, ge=0, lt=1, description="label smoothing in training from scratch")
     batch_size: Count = Field(32, ge=2, description="images per batch, in every training")
     augment: Augmentation = Field("crop", description="none, crop, crop-flip or smallcrop-flip, in clean training")
     retrain_augment: Augmentation = Field("crop", description="the same in attack and repair (the paper: none)")
@@ -87,12 +87,20 @@ class Params(BaseModel):
     ema_rate: Number = Field(0.01, gt=0, lt=1, description="weight of the newest batch in MINE's average")
     place: Literal["image", "batch"] = Field("image", description="a random place per image or per batch")
     gamma: Literal["equal", "entropy"] = Field("equal", description="mixture weights: equal or entropy")
+    scale: Literal["probability", "log"] = Field(
+        "probability", description="of the hinge: success itself (paper) or its logarithm"
+    )
+    patience: Count = Field(
+        2, ge=0, description="stop when held-out samples reach the level so many checks in a row; 0: all steps"
+    )
     modelling_lr: Number = Field(0.001, gt=0, description="Adam's learning rate while modelling")
     compare: str = Field("bw:97,bw:16", description="other triggers whose distributions are drawn beside; empty: none")
     # repair
     repair_rate: Number = Field(0.2, gt=0, lt=1, description="fraction of images that carry a trigger")
     repair_epochs: Count = Field(10, ge=1, description="epochs of the repair")
     repair_lr: Number = Field(0.02, gt=0, description="learning rate of the repair")
+    rounds: Count = Field(4, ge=1, description="rounds of modelling and repair at most, until a look finds nothing")
+    clear_below: Number = Field(0.2, gt=0, lt=1, description="all clear when no look finds more success than this")
     point_repeats: Count = Field(3, ge=1, description="how often the point baseline is repeated")
 
     @field_validator("trigger")
@@ -131,7 +139,7 @@ class Params(BaseModel):
             "seed": self.seed,
         }
         same = ("images_per_trigger", "generator", "hidden", "noise_dim", "noise", "critic", "critic_steps", "hinge")
-        same += ("trigger_noise", "ema_rate", "place", "gamma")
+        same += ("trigger_noise", "ema_rate", "place", "gamma", "scale", "patience")
         return Settings(**(chosen | {name: getattr(self, name) for name in same} | changes))
 
 
@@ -149,7 +157,7 @@ def preset_parameters(settings: Settings) -> dict:
         "critic",
         "critic_steps",
     ]
-    names += ["hinge", "trigger_noise", "ema_rate", "place", "gamma", "modelling_lr"]
+    names += ["hinge", "trigger_noise", "ema_rate", "place", "gamma", "scale", "patience", "modelling_lr"]
     return {"alpha": settings.alpha, "betas": ",".join(map(str, settings.betas))} | {
         name: getattr(settings, renamed.get(name, name)) for name in names
     }

@@ -1,4 +1,4 @@
-"""Repeats over seeds: the figures that the README quotes, with mean and spread, in results/*.json."""
+"""Repeats over seeds and triggers: the figures that the README quotes, with mean and spread, in results/*.json."""
 
 import base64
 import json
@@ -9,6 +9,7 @@ import nbformat
 
 from . import device as devices
 from . import metrics, paths
+from . import params as parameters
 from .params import Params
 from .stages import Stages
 
@@ -36,28 +37,30 @@ def one_seed(p: Params) -> dict:
         "modelling": made.made["seconds"],
         "repair": stages.repaired("MESA").artifact.made["seconds"],
     }
-    return {"seed": p.seed, "rows": rows, "samples": samples, "seconds": seconds, "made": made.made}
+    made = {k: v for k, v in made.made.items() if k not in ("files", "seconds")}
+    return {"trigger": p.trigger, "seed": p.seed, "made": made, "rows": rows, "samples": samples, "seconds": seconds}
 
 
-def run(p: Params, seeds: list[int], out: Path) -> dict:
-    """All seeds, each kept in the store, then one JSON file written whole."""
-    runs = []
-    for seed in seeds:
-        runs.append(one_seed(p.model_copy(update={"seed": seed})))
-        print(f"seed {seed}: done", flush=True)
-    runs_made = {k: v for k, v in runs[0].pop("made").items() if k not in ("files", "seconds")}
-    for other in runs[1:]:
-        other.pop("made")
-    content = {"params": p.model_dump(exclude={"seed", "data_dir"}), "made": runs_made, "runs": runs}
+def run(p: Params, seeds: list[int], out: Path, triggers: list[str] | None = None) -> dict:
+    """All triggers and seeds, each kept in the store; the JSON file is written whole after every one of them."""
+    each = [params_of(p, trigger, seed) for trigger in triggers or [p.trigger] for seed in seeds]
+    content = {"params": p.model_dump(exclude={"seed", "data_dir", "trigger"}), "runs": []}
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_suffix(".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(scratch, out)
+    for one in each:
+        content["runs"].append(one_seed(one))
+        scratch = out.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(scratch, out)
+        print(f"{one.trigger}, seed {one.seed}: done", flush=True)
     return content
 
 
+def params_of(p: Params, trigger: str, seed: int) -> Params:
+    return parameters.check(p.model_dump() | {"trigger": trigger, "seed": seed})
+
+
 def markdown(content: dict) -> str:
-    """The README's table: one line a model, mean ± standard deviation over the seeds."""
+    """The README's table: one line a model, mean ± standard deviation over all runs; then one a trigger, if several."""
     runs, p = content["runs"], content["params"]
     values: dict[str, dict[str, list[float]]] = {}
     for run in runs:
@@ -78,16 +81,50 @@ def markdown(content: dict) -> str:
             lines.append(
                 f"| {name} | {accuracy:.1f} ± {spread:.1f} % | {asr:.1f} ± {asr_spread:.1f} % | {worst:.1f} % |"
             )
-    made, seeds = content["made"], [run["seed"] for run in runs]
+    made, seeds = runs[0]["made"], sorted({run["seed"] for run in runs})
+    chosen = list(dict.fromkeys(run["trigger"] for run in runs))
+    lines += per_trigger(runs, chosen) if len(chosen) > 1 else []
     seconds = {k: metrics.mean_std(run["seconds"][k] for run in runs)[0] for k in runs[0]["seconds"]}
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
     lines += [
         "",
-        f"{p['dataset']}, `{p['trigger']}`, target {p['target']}, seeds {', '.join(map(str, seeds))}; {made['device']} "
+        f"{p['dataset']}, {', '.join(f'`{t}`' for t in chosen)}, target {p['target']}, "
+        f"seeds {', '.join(map(str, seeds))}; {made['device']} "
         f"({made['device_name']}, {made['threads']} threads), torch {made['torch']}; {spent}.",
     ]
     lines += ["", samples_line(runs)]
     return "\n".join(lines)
+
+
+def per_trigger(runs: list[dict], triggers: list[str]) -> list[str]:
+    """ASR of every model for every trigger, mean over its seeds and the worst of them."""
+    names = [row["model"] for row in runs[0]["rows"] if not row["model"].startswith("point ")]
+    names.insert(names.index("MESA"), "point")
+    lines = ["", "| ASR: mean (worst) | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for trigger in triggers:
+        rows = [row for run in runs if run["trigger"] == trigger for row in run["rows"]]
+        cells = []
+        for name in names:
+            own = [100 * r["asr"]["rate"] for r in rows if r["model"] == name or r["model"].startswith(f"{name} ")]
+            worst = min(own) if name == "attacked" else max(own)
+            cells.append(f"{metrics.mean_std(own)[0]:.1f} ({worst:.1f})")
+        lines.append(f"| `{trigger}` | " + " | ".join(cells) + " |")
+    changes = []
+    for run in runs:
+        by_name = {row["model"]: row for row in run["rows"]}
+        attacked, mesa, floor = (by_name[name] for name in ("attacked", "MESA", "clean, never attacked"))
+        changes.append(
+            [100 * (mesa[m]["rate"] - other[m]["rate"]) for m, other in
+             (("asr", floor), ("clean_accuracy", attacked), ("target_recall", attacked))]
+        )  # fmt: skip
+    above, accuracy, recall = zip(*changes, strict=True)
+    return [
+        *lines,
+        "",
+        f"MESA against the floor of its trigger: {metrics.mean_std(above)[0]:+.1f} points (worst {max(above):+.1f}); "
+        f"clean accuracy {metrics.mean_std(accuracy)[0]:+.2f} points (worst {min(accuracy):+.2f}), recall of the "
+        f"target class {metrics.mean_std(recall)[0]:+.1f} (worst {min(recall):+.1f}), against the attacked model.",
+    ]
 
 
 def samples_line(runs: list[dict]) -> str:

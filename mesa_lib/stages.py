@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from . import attack, classifiers, metrics, point, retrain, staircase, store, training, triggers
+from . import attack, classifiers, coverage, metrics, point, retrain, staircase, store, training, triggers
 from . import data as datasets
 from . import device as devices
 from .params import Params
@@ -21,8 +21,10 @@ CONTROLS = {
     "fine-tune only": "no trigger at all",
     "random uniform": "random colours",
     "random binary": "every channel 0 or 1",
+    "random simple": "one of five simple laws each",
     "point": "one trigger reversed by SGD",
     "MESA": "samples of the distribution",
+    "MESA rounds": "the same, until a look finds nothing",
     "ideal": "the attacker's own trigger",
 }
 
@@ -94,7 +96,6 @@ class Stages:
             "target": p.target,
             "rate": p.poison_rate,
             "augment": p.retrain_augment,
-            "label_smoothing": p.label_smoothing,
             "seed": p.seed,
         }
         config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
@@ -117,7 +118,8 @@ class Stages:
             model.whiten(images[:: max(1, len(images) // 5000)])
         return self._train(
             model, self.data.train, epochs=p.clean_epochs, lr=p.clean_lr, schedule="onecycle",
-            weight_decay=p.weight_decay, bias_rate=getattr(model, "bias_rate", 1.0), seed=seed, label=label, **settings,
+            weight_decay=p.weight_decay, label_smoothing=p.label_smoothing,
+            bias_rate=getattr(model, "bias_rate", 1.0), seed=seed, label=label, **settings,
         )  # fmt: skip
 
     def _made(self, artifact: store.Artifact) -> Made:
@@ -126,8 +128,8 @@ class Stages:
     def _train(self, model: nn.Module, split: datasets.Split, *, seed: int, label: str, **settings) -> list[dict]:
         p = self.p
         return training.train(
-            model, split.images, split.labels, batch_size=p.batch_size, seed=seed, device=self.device,
-            precision=p.precision, label_smoothing=p.label_smoothing, label=label, **settings,
+            model, split.images, split.labels, batch_size=p.batch_size, seed=seed,
+            device=self.device, precision=p.precision, label=label, **settings,
         )  # fmt: skip
 
     def clean(self) -> Made:
@@ -208,35 +210,67 @@ class Stages:
         """
         if control not in CONTROLS:
             raise ValueError(f"control = {control!r}: expected one of {', '.join(CONTROLS)}")
-        p, size = self.p, tuple(self.trigger.shape[-2:])
+        p = self.p
         config = {"attacked": self._attack_config(), "control": control}
         config |= {"rate": p.repair_rate, "epochs": p.repair_epochs, "lr": p.repair_lr, "schedule": p.schedule}
         config["augment"] = p.retrain_augment
         if control == "point":
             config["repeat"] = repeat
-        if control == "MESA":
+        if control.startswith("MESA"):
             config |= {"mesa": asdict(p.mesa()), "beta": beta}
+        if control == "MESA rounds":
+            config |= {"rounds": p.rounds, "clear_below": p.clear_below}
 
         def make():
-            model = copy.deepcopy(self.attacked().model)
-            source: retrain.Source = None
-            if control.startswith("random"):
-                source = retrain.random(control.split()[1], size)
-            elif control == "point":
-                source = retrain.fixed(self.point(repeat))
-            elif control == "ideal":
-                source = retrain.fixed(self.trigger)
-            elif control == "MESA":
-                fitted = self.distribution()[0]
-                source = (fitted.at(beta) if beta is not None else fitted).sample
-            history = self._train(
-                model, self.data.modelling, epochs=p.repair_epochs, lr=p.repair_lr, schedule=p.schedule,
-                augment=p.retrain_augment, seed=p.seed + 2, edit=retrain.stamping(source, p.repair_rate),
-                label=f"repair ({control})",
-            )  # fmt: skip
+            if control == "MESA rounds":
+                return self._in_rounds()
+            model, history = self._repair(self.attacked().model, self._source(control, repeat, beta), control)
             return model.state_dict(), {"history": history}
 
         return self._made(store.train_or_load("repaired", config, make, self.device))
+
+    def _source(self, control: str, repeat: int, beta: float | None) -> retrain.Source:
+        """The triggers that a control stamps."""
+        if control.startswith("random"):
+            return retrain.random(control.split()[1], tuple(self.trigger.shape[-2:]))
+        if control == "point":
+            return retrain.fixed(self.point(repeat))
+        if control == "ideal":
+            return retrain.fixed(self.trigger)
+        if control == "MESA":
+            fitted = self.distribution()[0]
+            return (fitted.at(beta) if beta is not None else fitted).sample
+        return None
+
+    def _repair(
+        self, model: nn.Module, source: retrain.Source, label: str, number: int = 0
+    ) -> tuple[nn.Module, list[dict]]:
+        """A copy of `model` after one repair, and how it went; `number` counts the rounds before."""
+        p, model = self.p, copy.deepcopy(model)
+        history = self._train(
+            model, self.data.modelling, epochs=p.repair_epochs, lr=p.repair_lr, schedule=p.schedule,
+            augment=p.retrain_augment, seed=p.seed + 2 + 1000 * number,
+            edit=retrain.stamping(source, p.repair_rate), label=f"repair ({label})",
+        )  # fmt: skip
+        return model, history
+
+    def _in_rounds(self) -> tuple[dict[str, Tensor], dict]:
+        """MESA until a look finds nothing; the first round is that of `MESA`."""
+        p, first, images = self.p, self.repaired("MESA"), self.data.modelling
+        histories = [first.history]
+
+        def repair(model: nn.Module, source: retrain.Source, number: int) -> nn.Module:
+            if number == 0:
+                return first.model
+            model, history = self._repair(model, source, f"round {number + 1}", number)
+            histories.append(history)
+            return model
+
+        model, _, records = coverage.repair_until_clear(
+            self.attacked().model, images.images, images.labels, p.target, p.mesa(), repair, most=p.rounds,
+            clear_below=p.clear_below, first=self.distribution()[0], precision=p.precision,
+        )  # fmt: skip
+        return model.state_dict(), {"history": sum(histories, []), "rounds": records}
 
     # --- what is measured --------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class Settings:
     place: str = "image"  # one random place per image, or per batch (code)
     gamma: str = "equal"  # mixture weights: equal (code), or step height x exp(entropy) (derivation)
     scale: str = "probability"  # of the hinge: F itself (text and code), or log F (ours)
-    patience: int = 0  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
+    patience: int = 2  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
 
     def __post_init__(self):
         allowed = {
@@ -77,12 +77,12 @@ PRESETS = {
     "official": Settings(
         steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="skip", noise="uniform", critic="leaky",
         critic_steps=1, hinge="image", images_per_trigger=1, trigger_noise=0.1, ema_rate=0.001, place="batch",
-        gamma="equal",
+        gamma="equal", scale="probability", patience=0,
     ),
     "paper": Settings(
         steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="plain", noise="gaussian", critic="linear",
         critic_steps=1, hinge="trigger", images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, place="image",
-        gamma="entropy",
+        gamma="entropy", scale="probability", patience=0,
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import paths
 
-LAWS = ("uniform", "binary", "bw")
+LAWS = ("uniform", "binary", "bw", "grey", "two", "simple")
 
 
 # --- black-white patterns --------------------------------------------------------------------------------
@@ -102,13 +102,21 @@ def parse(spec: str) -> Tensor:
 def random(n: int, law: str, rng: torch.Generator, size: tuple[int, int] = (3, 3)) -> Tensor:
     """n random triggers -> (n, 3, h, w): what a defender can try without any modelling.
 
-    `uniform` colours; `binary`, every channel 0 or 1; `bw`, black or white pixels.
+    `uniform` colours; `binary`, every channel 0 or 1; `bw`, black or white pixels; `grey`, any greys; `two`, each pixel
+    one of two random colours; `simple`, each trigger of one of these five laws.
     """
     if law not in LAWS:
         raise ValueError(f"random triggers of law {law!r}: expected one of {', '.join(LAWS)}")
-    channels = 1 if law == "bw" else 3
-    draw = torch.rand(n, channels, *size, generator=rng, device=rng.device)
-    return (draw if law == "uniform" else draw.round()).expand(n, 3, *size)
+    options = {"generator": rng, "device": rng.device}
+    if law == "simple":
+        laws = LAWS[:-1]
+        drawn = torch.stack([random(n, name, rng, size) for name in laws])
+        return drawn[torch.randint(len(laws), (n,), **options), torch.arange(n, device=rng.device)]
+    if law == "two":
+        first, second = torch.rand(2, n, 3, 1, 1, **options)
+        return torch.where(torch.rand(n, 1, *size, **options) < 0.5, first, second)
+    draw = torch.rand(n, 1 if law in ("bw", "grey") else 3, *size, **options)
+    return (draw if law in ("uniform", "grey") else draw.round()).expand(n, 3, *size)
 
 
 # --- stamping --------------------------------------------------------------------------------------------

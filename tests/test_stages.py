@@ -40,12 +40,13 @@ ASKS = {
     "distribution": lambda s: s.distribution(),
     "fine-tune": lambda s: s.repaired("fine-tune only"),
     "MESA": lambda s: s.repaired("MESA"),
+    "rounds": lambda s: s.repaired("MESA rounds"),
     "report": lambda s: s.report(),
 }
-REPAIRS = {"fine-tune", "MESA", "report"}
+REPAIRS = {"fine-tune", "MESA", "rounds", "report"}
 ALL = set(ASKS)
 AFTER_CLEAN = ALL - {"clean"}
-MODELLING = {"distribution", "MESA", "report"}
+MODELLING = {"distribution", "MESA", "rounds", "report"}
 
 #: every parameter: another value, and what has another key then
 CHANGES = {
@@ -61,7 +62,9 @@ CHANGES = {
     "hidden": (9, MODELLING), "noise_dim": (8, MODELLING), "noise": ("uniform", MODELLING),
     "critic": ("leaky", MODELLING), "hinge": ("image", MODELLING), "trigger_noise": (0.0, MODELLING),
     "ema_rate": (0.5, MODELLING), "place": ("batch", MODELLING), "gamma": ("entropy", MODELLING),
-    "modelling_lr": (0.1, MODELLING),
+    "modelling_lr": (0.1, MODELLING), "scale": ("log", MODELLING), "patience": (0, MODELLING),
+    "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
+    "rounds": (2, {"rounds", "report"}), "clear_below": (0.3, {"rounds", "report"}),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
     "point_repeats": (3, {"report"}), "compare": ("", {"report"}),
 }  # fmt: skip
@@ -192,7 +195,8 @@ def test_a_changed_parameter_trains_anew_and_matters(made, stage, changes):
 
 def test_controls_differ_in_what_they_stamp_alone(made):
     """All start from the attacked model; other triggers give other weights."""
-    weights = [made[0].repaired(control).artifact.tensors["head.weight"] for control in CONTROLS]
+    controls = [control for control in CONTROLS if control != "MESA rounds"]  # it ends as MESA if nothing is found
+    weights = [made[0].repaired(control).artifact.tensors["head.weight"] for control in controls]
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
     assert not torch.equal(made[0].point(0), made[0].point(1))
 
@@ -207,12 +211,21 @@ def test_the_attack_does_not_change_the_clean_model(made):
 def test_the_table_has_a_row_for_each_model(made):
     rows = made[1]
     assert [row["model"] for row in rows] == [
-        "clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "point 1", "point 2",
-        "MESA", "ideal",
+        "clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "random simple",
+        "point 1", "point 2", "MESA", "MESA rounds", "ideal",
     ]  # fmt: skip
     for row in rows:
         assert row["clean_accuracy"]["images"] == 400
         assert row["asr"]["images"] + row["target_recall"]["images"] == 400
+
+
+def test_rounds_tell_what_each_look_found_and_begin_with_the_round_of_mesa(made):
+    once, rounds = made[0].repaired("MESA").artifact, made[0].repaired("MESA rounds").artifact
+    looks = rounds.result["rounds"]
+    assert 1 <= len(looks) <= made[0].p.rounds
+    assert not any(look["clear"] for look in looks[:-1])
+    assert all(look["clear"] == (max(look["screened"], look["sampled"], look["earlier"]) < 0.2) for look in looks)
+    assert same(once.tensors, rounds.tensors) == (len(looks) == 1)
 
 
 def test_models_are_handed_out_ready_for_use(made):
@@ -366,7 +379,7 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
     assert kinds == {"clean", "attacked", "distribution", "point", "repaired", "measured", "report"}
     differ = [name for name in first if not name.endswith("made.json") and first[name] != second[name]]
     assert not differ
-    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 7
+    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 9
 
 
 # --- every parameter file, end to end --------------------------------------------------------------------
@@ -380,7 +393,7 @@ def test_every_parameter_file_runs_to_the_table(small_tree, file):
     these = Stages(params.read([file], [f"{name}={value}" for name, value in small.items()]))
     rows = these.table()
     assert [row["model"] for row in rows[2:]] == [name.replace("point", "point 1") for name in CONTROLS]
-    assert len(rows) == 2 + 6
+    assert len(rows) == 2 + 8
     for row in rows:
         for name in ("clean_accuracy", "target_recall", "asr", "true_label_accuracy"):
             assert 0 <= row[name]["low"] <= row[name]["rate"] <= row[name]["high"] <= 1

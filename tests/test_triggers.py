@@ -198,7 +198,10 @@ def test_random_triggers_follow_their_law(law):
     assert abs(float(drawn.mean()) - 0.5) < 0.02
     binary = bool(((drawn == 0) | (drawn == 1)).all())
     grey = torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
-    assert (binary, grey) == {"uniform": (False, False), "binary": (True, False), "bw": (True, True)}[law]
+    assert (binary, grey) == {
+        "uniform": (False, False), "binary": (True, False), "bw": (True, True), "grey": (False, True),
+        "two": (False, False), "simple": (False, False),
+    }[law]  # fmt: skip
     assert torch.equal(drawn, triggers.random(2000, law, rng(), (2, 5)))
 
 

@@ -1,0 +1,111 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mesa_lib import coverage, staircase, triggers
+from mesa_lib.staircase import Settings
+
+TINY = Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0)
+IMAGES = torch.full((30, 3, 16, 16), 40, dtype=torch.uint8)
+LABELS = torch.arange(30) % 3
+
+
+class Answers(torch.nn.Module):
+    """Class 1 wherever a white pixel stands and `open` is set, class 0 elsewhere."""
+
+    def __init__(self, open: bool = True):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(40.0 if open else 0.0))
+
+    def forward(self, x):
+        white = self.scale * (x.amin(1).amax((1, 2)) - 0.9)
+        return torch.stack([torch.zeros_like(white) + 0.1, white, torch.zeros_like(white)], 1)
+
+
+def closed(model, source, number):
+    return Answers(open=False)
+
+
+def test_a_screening_finds_what_fires_and_measures_it_again():
+    best, rate = coverage.screen(Answers(), IMAGES, LABELS, 1, how_many=60, keep=5)
+    assert best.shape == (5, 3, 3, 3) and torch.equal(rate, torch.ones(5))
+    assert best.amin(1).amax((1, 2)).min() > 0.9
+    _, nothing = coverage.screen(Answers(open=False), IMAGES, LABELS, 1, how_many=60, keep=5)
+    assert torch.equal(nothing, torch.zeros(5))
+
+
+def test_distributions_are_mixed_in_equal_parts():
+    class Constant:
+        def __init__(self, value):
+            self.value = value
+
+        def sample(self, n, rng):
+            return torch.full((n, 3, 3, 3), self.value)
+
+    drawn = coverage.mixed([Constant(0.0), Constant(0.5), Constant(1.0)])(3000, torch.Generator().manual_seed(0))
+    shares = [(drawn[:, 0, 0, 0] == value).float().mean() for value in (0.0, 0.5, 1.0)]
+    assert all(abs(share - 1 / 3) < 0.05 for share in shares)
+
+
+def test_all_clear_after_one_round_when_nothing_is_found():
+    numbers = []
+
+    def repair(model, source, number):
+        numbers.append(number)
+        return closed(model, source, number)
+
+    model, distributions, records = coverage.repair_until_clear(
+        Answers(), IMAGES, LABELS, 1, TINY, repair, precision="float32"
+    )
+    assert numbers == [0] and len(distributions) == 1 and distributions[0].betas == [0.9, 0.5]
+    assert records == [{"screened": 0.0, "sampled": 0.0, "earlier": 0.0, "round": 1, "clear": True}]
+    assert not model.scale.any()
+
+
+def test_a_repair_that_misses_is_seen_and_followed_by_another():
+    """The first repair does nothing, the second one closes the backdoor; it stamps samples of both rounds."""
+    sources = []
+
+    def repair(model, source, number):
+        sources.append(source)
+        return model if number == 0 else closed(model, source, number)
+
+    model, distributions, records = coverage.repair_until_clear(
+        Answers(), IMAGES, LABELS, 1, TINY, repair, precision="float32"
+    )
+    assert [record["clear"] for record in records] == [False, True] and records[0]["screened"] == 1
+    assert len(sources) == 2 and [d.betas for d in distributions] == [[0.9, 0.5], [0.9]]
+    assert distributions[1].settings.scale == "log" and not model.scale.any()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_it_ends_after_so_many_rounds_and_does_not_say_clear(most):
+    _, distributions, records = coverage.repair_until_clear(
+        Answers(), IMAGES, LABELS, 1, replace(TINY, steps=2), lambda model, *_: model, most=most, precision="float32"
+    )
+    assert len(records) == len(distributions) == most and not any(record["clear"] for record in records)
+
+
+def test_a_known_first_distribution_is_not_modelled_again(monkeypatch):
+    calls, whole = [], staircase.fit
+    monkeypatch.setattr(coverage.staircase, "fit", lambda *a, **k: calls.append(1) or whole(*a, **k))
+    first = whole(Answers(), IMAGES, LABELS, 1, TINY, precision="float32")
+    coverage.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, closed, first=first, precision="float32")
+    assert len(calls) == 1  # the look
+
+
+def test_simple_triggers_are_of_all_five_laws():
+    drawn = triggers.random(500, "simple", torch.Generator().manual_seed(0))
+    grey = (drawn == drawn[:, :1]).flatten(1).all(1)
+    two_valued = ((drawn == 0) | (drawn == 1)).flatten(1).all(1)
+    colours = torch.tensor([len(t.flatten(1).T.unique(dim=0)) for t in drawn])
+    shares = {
+        "uniform": ~grey & ~two_valued & (colours > 2),
+        "binary": ~grey & two_valued,
+        "bw": grey & two_valued,
+        "grey": grey & ~two_valued & (colours > 2),
+        "two": ~grey & ~two_valued & (colours <= 2),
+    }
+    assert sum(int(share.sum()) for share in shares.values()) == 500
+    assert all(0.12 < float(share.float().mean()) < 0.28 for share in shares.values())
