@@ -201,7 +201,7 @@ def test_settings_follow_the_parameters():
 def test_no_setting_is_left_behind(name):
     """A parameter that is also a setting of the staircase reaches it."""
     words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
-             "place": "batch", "gamma": "entropy"}  # fmt: skip
+             "place": "batch", "gamma": "entropy", "scale": "log"}  # fmt: skip
     other = words[name] if name in words else getattr(Params(), name) * 2 or 3
     before, changed = vars(Params().mesa()), vars(params.check({name: other}).mesa())
     assert {setting for setting in before if before[setting] != changed[setting]} == {name}
