@@ -267,7 +267,7 @@ def test_a_trigger_of_another_shape_goes_through_all_stages(tmp_path):
     these = tiny(trigger=f"file:{tmp_path}/wide.npy", point_repeats=1)
     assert these.point().shape == (3, 2, 5)
     samples = these.distribution()[0].sample(4, torch.Generator().manual_seed(0))
-    assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 8
+    assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 10
 
 
 def checkpoint(file, **changes):
