@@ -13,6 +13,11 @@ from . import params as parameters
 from .params import Params
 from .stages import Stages
 
+#: what the authors' poster has: ASR in % on the original trigger, mean and worst (lowest before the defence) of the 51
+#: black-white patterns, CIFAR-10, ResNet-18, attack by fine-tuning; MESA is the mixture of the levels
+PAPER = {"cifar10": {"attacked": (98.7, 92.4), "point baseline": (10.5, 51.4), "MESA": (3.6, 8.2), "ideal": (2.4, 3.7)}}
+#: a repair has missed if the original trigger still fires on more than this share of the images
+MISSED = 0.1
 MEASURES = ("clean_accuracy", "asr", "target_recall", "true_label_accuracy")
 
 
@@ -37,14 +42,18 @@ def one_seed(p: Params) -> dict:
         "modelling": made.made["seconds"],
         "repair": stages.repaired("MESA").artifact.made["seconds"],
     }
+    rounds = stages.repaired("MESA rounds").artifact
+    seconds["rounds"] = rounds.made["seconds"]
     made = {k: v for k, v in made.made.items() if k not in ("files", "seconds")}
-    return {"trigger": p.trigger, "seed": p.seed, "made": made, "rows": rows, "samples": samples, "seconds": seconds}
+    found = {"rows": rows, "samples": samples, "rounds": rounds.result["rounds"], "seconds": seconds}
+    return {"trigger": p.trigger, "seed": p.seed, "made": made} | found
 
 
 def run(p: Params, seeds: list[int], out: Path, triggers: list[str] | None = None) -> dict:
     """All triggers and seeds, each kept in the store; the JSON file is written whole after every one of them."""
     each = [params_of(p, trigger, seed) for trigger in triggers or [p.trigger] for seed in seeds]
-    content = {"params": p.model_dump(exclude={"seed", "data_dir", "trigger"}), "runs": []}
+    paper = PAPER.get(p.dataset, {}) if p.start == "clean" else {}
+    content = {"params": p.model_dump(exclude={"seed", "data_dir", "trigger"}), "paper": paper, "runs": []}
     out.parent.mkdir(parents=True, exist_ok=True)
     for one in each:
         content["runs"].append(one_seed(one))
@@ -68,7 +77,9 @@ def markdown(content: dict) -> str:
             name = "point baseline" if row["model"].startswith("point ") else row["model"]
             for measure in MEASURES:
                 values.setdefault(name, {}).setdefault(measure, []).append(100 * row[measure]["rate"])
+    paper = content.get("paper", {})
     lines = ["| model | clean accuracy | ASR of the original trigger | ASR, worst run |", "|---|---|---|---|"]
+    lines = [lines[0] + " the paper's ASR: mean (worst) |", lines[1] + "---|"] if paper else lines
     for name, measured in values.items():
         (accuracy, spread), (asr, asr_spread) = map(metrics.mean_std, (measured["clean_accuracy"], measured["asr"]))
         worst = min(measured["asr"]) if name == "attacked" else max(measured["asr"])
@@ -81,6 +92,8 @@ def markdown(content: dict) -> str:
             lines.append(
                 f"| {name} | {accuracy:.1f} ± {spread:.1f} % | {asr:.1f} ± {asr_spread:.1f} % | {worst:.1f} % |"
             )
+        if paper:
+            lines[-1] += " {:.1f} % ({:.1f}) |".format(*paper[name]) if name in paper else " |"
     made, seeds = runs[0]["made"], sorted({run["seed"] for run in runs})
     chosen = list(dict.fromkeys(run["trigger"] for run in runs))
     lines += per_trigger(runs, chosen) if len(chosen) > 1 else []
@@ -93,6 +106,7 @@ def markdown(content: dict) -> str:
         f"({made['device_name']}, {made['threads']} threads), torch {made['torch']}; {spent}.",
     ]
     lines += ["", samples_line(runs)]
+    lines += ["", rounds_line(runs)] if "rounds" in runs[0] else []
     return "\n".join(lines)
 
 
@@ -143,6 +157,26 @@ def samples_line(runs: list[dict]) -> str:
     ratio = [run["samples"][top]["distance"] / run["samples"]["alpha 0"]["distance"] for run in runs]
     mean, spread = metrics.mean_std(ratio)
     return "; ".join(texts) + f"; ratio of distances {mean:.2f}" + (f" ± {spread:.2f}." if len(runs) > 1 else ".")
+
+
+def rounds_line(runs: list[dict]) -> str:
+    """How often one round missed (the original trigger above `MISSED`), what the look said, and what rounds cost."""
+
+    def asr(run: dict, name: str) -> float:
+        return next(row for row in run["rows"] if row["model"] == name)["asr"]["rate"]
+
+    missed = [run for run in runs if asr(run, "MESA") > MISSED]
+    noticed = [run for run in missed if not run["rounds"][0]["clear"]]
+    alarms = [run for run in runs if run not in missed and not run["rounds"][0]["clear"]]
+    false_clear = [run for run in runs if run["rounds"][-1]["clear"] and asr(run, "MESA rounds") > MISSED]
+    used = [len(run["rounds"]) for run in runs]
+    seconds = metrics.mean_std(run["seconds"]["rounds"] for run in runs)[0]
+    return (
+        f"After one round the original trigger fires above {100 * MISSED:.0f} % in {len(missed)} of {len(runs)} runs, "
+        f"of which the look notices {len(noticed)}; it asks for more in {len(alarms)} others. Rounds until clear: "
+        f"{metrics.mean_std(used)[0]:.1f} (most {max(used)}), {seconds:.0f} s beyond the first model and repair; "
+        f"false all-clears at the end: {len(false_clear)}."
+    )
 
 
 def into_readme(readme: Path | None = None) -> None:

@@ -224,7 +224,7 @@ class Stages:
         def make():
             if control == "MESA rounds":
                 return self._in_rounds()
-            model, history = self._repair(self.attacked().model, self._source(control, repeat, beta), control)
+            model, history = self.repair(self.attacked().model, self._source(control, repeat, beta), control)
             return model.state_dict(), {"history": history}
 
         return self._made(store.train_or_load("repaired", config, make, self.device))
@@ -242,7 +242,7 @@ class Stages:
             return (fitted.at(beta) if beta is not None else fitted).sample
         return None
 
-    def _repair(
+    def repair(
         self, model: nn.Module, source: retrain.Source, label: str, number: int = 0
     ) -> tuple[nn.Module, list[dict]]:
         """A copy of `model` after one repair, and how it went; `number` counts the rounds before."""
@@ -262,7 +262,7 @@ class Stages:
         def repair(model: nn.Module, source: retrain.Source, number: int) -> nn.Module:
             if number == 0:
                 return first.model
-            model, history = self._repair(model, source, f"round {number + 1}", number)
+            model, history = self.repair(model, source, f"round {number + 1}", number)
             histories.append(history)
             return model
 

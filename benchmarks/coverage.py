@@ -1,0 +1,70 @@
+"""False all-clears: how often the attacker's trigger survives a round, and whether the look afterwards notices.
+
+    python benchmarks/coverage.py --out results/coverage.json
+
+The models of the sweep (no table reports them), repaired at several learning rates, from far too small to ours. After
+every round the original trigger is measured on the evaluation images, beside what the defender's look found. Nothing is
+chosen by these figures: the defaults were fixed before, by `sweep.py`. A file that exists is gone on with.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from sweep import MODELS
+
+from mesa_lib import coverage, metrics, params, paths
+from mesa_lib import device as devices
+from mesa_lib.stages import Stages
+
+RATES = (0.003, 0.01, 0.02, 0.03)
+
+
+def series(stages: Stages) -> dict:
+    """Rounds of one model at one learning rate: what the look found, and what the attacker's trigger really does."""
+    p, images, truth = stages.p, stages.data.modelling, []
+
+    def asr(model) -> dict:
+        found = metrics.report(model, stages.data.evaluation, stages.trigger, p.target, precision=p.precision)
+        return {name: found[name]["rate"] for name in ("asr", "clean_accuracy")}
+
+    def repair(model, source, number):
+        model, _ = stages.repair(model, source, f"round {number + 1}", number)
+        truth.append(asr(model))
+        return model
+
+    attacked = stages.attacked().model
+    _, _, looks = coverage.repair_until_clear(
+        attacked, images.images, images.labels, p.target, p.mesa(), repair, most=p.rounds,
+        clear_below=p.clear_below, first=stages.distribution()[0], precision=p.precision,
+    )  # fmt: skip
+    return {"attacked": asr(attacked), "rounds": [look | row for look, row in zip(looks, truth, strict=True)]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--params", default="cifar10-cpu")
+    a = parser.parse_args()
+    file = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml")
+    content = {"params": file, "made": devices.describe(devices.pick("auto")), "runs": []}
+    if a.out.exists():
+        earlier = json.loads(a.out.read_text())
+        content["runs"] = earlier["runs"] if earlier["params"] == file else []
+    done = [(run["trigger"], run["repair_lr"]) for run in content["runs"]]
+    for start, trigger, target, seed, clean_seed in MODELS:
+        for lr in RATES:
+            if (trigger, lr) in done:
+                continue
+            own = {"start": start, "trigger": trigger, "target": target, "seed": seed, "clean_seed": clean_seed}
+            own |= {"repair_lr": lr}
+            content["runs"].append(own | series(Stages(params.check(file | own))))
+            scratch = a.out.with_suffix(".tmp")
+            scratch.write_text(json.dumps(content, indent=1) + "\n")
+            os.replace(scratch, a.out)
+            print(json.dumps(content["runs"][-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The tables of repeated runs, from made-up runs whose figures can be checked by eye."""
+
+import pytest
+
+from mesa_lib import repeat
+
+
+def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, looks=(True,), asr=0.99):
+    """A run as `one_seed` has it: all rows at 90 % accuracy, MESA's rows and the looks as given."""
+
+    def row(name, rate):
+        measure = {"rate": rate, "low": rate - 0.01, "high": rate + 0.01}
+        return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in repeat.MEASURES if m != "asr"}
+
+    rates = {"clean, never attacked": 0.03, "attacked": asr, "point 1": 0.1, "point 2": 0.2}
+    rows = [row(name, rate) for name, rate in (rates | {"MESA": one_round, "MESA rounds": rounds}).items()]
+    samples = {name: {"asr": 0.9, "information": 1.0, "distance": 0.5} for name in ("beta 0.9", "alpha 0")}
+    made = {"device": "cpu", "device_name": "a processor", "threads": 2, "torch": "2"}
+    seconds = {"clean": 1, "attack": 2, "modelling": 3, "repair": 4, "rounds": 10}
+    records = [{"round": n + 1, "clear": clear} for n, clear in enumerate(looks)]
+    head = {"trigger": trigger, "seed": seed, "made": made}
+    return head | {"rows": rows, "samples": samples, "seconds": seconds, "rounds": records}
+
+
+def content(*runs, paper=None):
+    return {"params": {"dataset": "cifar10", "target": 0}, "paper": paper or {}, "runs": list(runs)}
+
+
+def test_worst_is_the_lowest_of_the_attacked_and_the_highest_of_the_others():
+    table = repeat.markdown(content(made_up(asr=0.9), made_up(seed=1, one_round=0.06)))
+    (attacked,) = [line for line in table.splitlines() if line.startswith("| attacked")]
+    assert attacked.endswith("| 94.5 ± 6.4 % | 90.0 % |")
+    assert "| MESA | 90.0 ± 0.0 % | 4.0 ± 2.8 % | 6.0 % |" in table
+    assert "| point baseline | 90.0 ± 0.0 % | 15.0 ± 5.8 % | 20.0 % |" in table
+
+
+def test_the_papers_number_stands_beside_ours_where_it_has_one():
+    table = repeat.markdown(content(made_up(), made_up(seed=1), paper={"MESA": (3.6, 8.2)}))
+    assert "| MESA | 90.0 ± 0.0 % | 2.0 ± 0.0 % | 2.0 % | 3.6 % (8.2) |" in table
+    widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+    assert widths == {6}
+    assert "3.6 %" not in repeat.markdown(content(made_up(), made_up(seed=1)))
+
+
+def test_several_triggers_have_a_line_each():
+    table = repeat.markdown(content(made_up(), made_up("colour:0", one_round=0.05)))
+    assert "| `bw:170` | 3.0 (3.0) | 99.0 (99.0) | 15.0 (20.0) | 2.0 (2.0) | 2.0 (2.0) |" in table
+    assert "MESA against the floor of its trigger: +0.5 points (worst +2.0)" in table
+
+
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [
+        (made_up(), "in 0 of 1 runs, of which the look notices 0; it asks for more in 0"),
+        (made_up(one_round=0.5, looks=(False, True)), "in 1 of 1 runs, of which the look notices 1;"),
+        (made_up(looks=(False, True)), "it asks for more in 1 others. Rounds until clear: 2.0 (most 2)"),
+        (made_up(one_round=0.5, rounds=0.5), "notices 0; it asks for more in 0"),
+        (made_up(one_round=0.5, rounds=0.5), "false all-clears at the end: 1."),
+        (made_up(one_round=0.5, rounds=0.5, looks=(False, False)), "false all-clears at the end: 0."),
+        (made_up(looks=(True,)), "10 s beyond the first model and repair"),
+    ],
+)
+def test_misses_and_false_all_clears_are_counted(run, says):
+    assert says in repeat.rounds_line([run])
