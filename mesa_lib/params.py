@@ -91,7 +91,7 @@ class Params(BaseModel):
         "probability", description="of the hinge: success itself (paper) or its logarithm"
     )
     patience: Count = Field(
-        2, ge=0, description="stop when held-out samples reach the level so many checks in a row; 0: all steps"
+        0, ge=0, description="stop when held-out samples reach the level so many checks in a row; 0: all steps"
     )
     modelling_lr: Number = Field(0.001, gt=0, description="Adam's learning rate while modelling")
     compare: str = Field("bw:97,bw:16", description="other triggers whose distributions are drawn beside; empty: none")

@@ -53,7 +53,7 @@ class Settings:
     place: str = "image"  # one random place per image, or per batch (code)
     gamma: str = "equal"  # mixture weights: equal (code), or step height x exp(entropy) (derivation)
     scale: str = "probability"  # of the hinge: F itself (text and code), or log F (ours)
-    patience: int = 2  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
+    patience: int = 0  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
 
     def __post_init__(self):
         allowed = {

@@ -62,7 +62,7 @@ CHANGES = {
     "hidden": (9, MODELLING), "noise_dim": (8, MODELLING), "noise": ("uniform", MODELLING),
     "critic": ("leaky", MODELLING), "hinge": ("image", MODELLING), "trigger_noise": (0.0, MODELLING),
     "ema_rate": (0.5, MODELLING), "place": ("batch", MODELLING), "gamma": ("entropy", MODELLING),
-    "modelling_lr": (0.1, MODELLING), "scale": ("log", MODELLING), "patience": (0, MODELLING),
+    "modelling_lr": (0.1, MODELLING), "scale": ("log", MODELLING), "patience": (2, MODELLING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
     "rounds": (2, {"rounds", "report"}), "clear_below": (0.3, {"rounds", "report"}),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
