@@ -188,3 +188,22 @@ def sweep(values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlab
         axis.set(xlabel=xlabel, ylabel=name, ylim=(0, None))
     axes[0][0].legend(fontsize=9)
     return figure
+
+
+def rounds(series: dict[str, list[dict]], clear_below: float) -> Figure:
+    """After every round: the ASR of the attacker's trigger, and what the defender's look found.
+
+    title -> one record a round with `asr`, `screened`, `sampled` and `earlier`, all in [0, 1].
+    """
+    figure, axes = plt.subplots(1, len(series), figsize=(2.6 * len(series) + 0.6, 2.8), sharey=True, squeeze=False)
+    for axis, (title, records) in zip(axes.flat, series.items(), strict=True):
+        numbers = range(1, len(records) + 1)
+        found = [max(r["screened"], r["sampled"], r["earlier"]) for r in records]
+        axis.plot(numbers, [r["asr"] for r in records], "o-", color=COLOURS["attacked"], label="attacker's trigger")
+        axis.plot(numbers, found, "s--", color=COLOURS["clean"], label="what the look finds")
+        axis.axhline(clear_below, color="0.5", linestyle=":", linewidth=1)
+        axis.set(title=title, xlabel="round", xlim=(0.7, max(4, len(records)) + 0.3), ylim=(-0.03, 1.03))
+        axis.set_xticks(range(1, max(4, len(records)) + 1))
+    axes[0, 0].set_ylabel("success")
+    axes[0, -1].legend(fontsize=8)
+    return figure

@@ -70,3 +70,14 @@ def test_the_other_figures_take_what_the_library_makes():
     histogram = plots.success_histogram({"a": torch.rand(10), "b": torch.rand(10)})
     assert len(histogram.axes[0].patches) >= 2
     assert plots.place_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
+
+
+def test_rounds_show_the_truth_beside_the_best_find_of_a_look():
+    records = [
+        {"asr": 0.9, "screened": 0.1, "sampled": 0.7, "earlier": 0.0},
+        {"asr": 0.02, "screened": 0.05, "sampled": 0.01, "earlier": 0.03},
+    ]
+    figure = plots.rounds({"one": records, "two": records[:1]}, clear_below=0.2)
+    truth, found, bound = figure.axes[0].lines
+    assert list(truth.get_ydata()) == [0.9, 0.02] and list(found.get_ydata()) == [0.7, 0.05]
+    assert bound.get_ydata()[0] == 0.2 and [a.get_title() for a in figure.axes] == ["one", "two"]
