@@ -8,6 +8,7 @@ chosen by these figures: the defaults were fixed before, by `sweep.py`. A file t
 """
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,7 @@ from mesa_lib import coverage, metrics, params, paths
 from mesa_lib import device as devices
 from mesa_lib.stages import Stages
 
-RATES = (0.003, 0.01, 0.02, 0.03)
+RATES = (0.01, 0.003, 0.02, 0.03)
 
 
 def series(stages: Stages) -> dict:
@@ -53,17 +54,16 @@ def main() -> None:
         earlier = json.loads(a.out.read_text())
         content["runs"] = earlier["runs"] if earlier["params"] == file else []
     done = [(run["trigger"], run["repair_lr"]) for run in content["runs"]]
-    for start, trigger, target, seed, clean_seed in MODELS:
-        for lr in RATES:
-            if (trigger, lr) in done:
-                continue
-            own = {"start": start, "trigger": trigger, "target": target, "seed": seed, "clean_seed": clean_seed}
-            own |= {"repair_lr": lr}
-            content["runs"].append(own | series(Stages(params.check(file | own))))
-            scratch = a.out.with_suffix(".tmp")
-            scratch.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(scratch, a.out)
-            print(json.dumps(content["runs"][-1]), flush=True)
+    for lr, (start, trigger, target, seed, clean_seed) in itertools.product(RATES, MODELS):
+        if (trigger, lr) in done:
+            continue
+        own = {"start": start, "trigger": trigger, "target": target, "seed": seed, "clean_seed": clean_seed}
+        own |= {"repair_lr": lr}
+        content["runs"].append(own | series(Stages(params.check(file | own))))
+        scratch = a.out.with_suffix(".tmp")
+        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(scratch, a.out)
+        print(json.dumps(content["runs"][-1]), flush=True)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
             ) from error
         except DeadKernelError as error:
             raise SeriesFailed(f"{source.name} failed: its kernel died (killed, or out of memory)") from error
-    book = clean(nbformat.read(scratch, 4))
+    book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
     nbformat.write(book, scratch)
     os.replace(scratch, target)
     save_figures(book, out / "figures", source.stem)
@@ -108,6 +108,22 @@ def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in book.cells:
         for name in ("papermill", "execution", "widgets"):
             cell.metadata.pop(name, None)
+    return book
+
+
+def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
+    """Say below the title which parameters are not the defaults: the prose quotes the figures of the defaults."""
+    # where the data lie is a path of one machine, and no figure depends on it
+    other = {k: v for k, v in values.items() if v != Params.model_fields[k].default and k != "data_dir"}
+    if other:
+        named = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in other.items())
+        text = (
+            "> **This copy was executed with other parameters than the stored notebook.** Its outputs and figures belong "
+            "to them; the text between still quotes the figures that the defaults give on the digits.\n>\n> " + named
+        )
+        notice = nbformat.v4.new_markdown_cell(text)
+        notice.id = "notice"  # the same in every copy, so that two equal runs give equal files
+        book.cells.insert(1, notice)
     return book
 
 

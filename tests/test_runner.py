@@ -68,6 +68,19 @@ def test_the_series_runs_through_papermill_from_a_parameter_file(shared_store, t
     assert "MESA_PROGRESS" not in os.environ
 
 
+def test_a_copy_says_which_parameters_are_not_the_defaults():
+    def book():
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in ("# title", "text")])
+
+    told = runner.with_notice(book(), {"alpha": 0.2, "trigger": "bw:16", "seed": 0, "data_dir": "/a/path"})
+    assert [c.source for c in told.cells][::2] == ["# title", "text"]
+    notice = told.cells[1].source
+    assert "executed with other parameters" in notice and '`alpha = 0.2`, `trigger = "bw:16"`' in notice
+    assert "seed" not in notice and "path" not in notice
+    assert len(runner.with_notice(book(), {"alpha": 0.1, "data_dir": "x"}).cells) == 2
+    nbformat.validate(told)
+
+
 def test_plain_papermill_takes_a_parameter_file_and_a_trigger_from_any_folder(store, tmp_path):
     short = tmp_path / "short.yaml"
     short.write_text("clean_epochs: 1\nattack_epochs: 1\n")
