@@ -118,10 +118,11 @@ def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookN
     if other:
         named = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in other.items())
         text = (
-            "> **This copy was executed with other parameters than the stored notebook.** Its outputs and figures belong "
-            "to them; the text between still quotes the figures that the defaults give on the digits.\n>\n> " + named
+            "> **This copy was executed with other parameters than the stored notebook.** Its outputs and figures "
+            "belong to them; the text between still quotes the figures that the defaults give on the digits.\n>\n> "
+            + named
         )
-        notice = nbformat.v4.new_markdown_cell(text)
+        notice = nbformat.v4.new_markdown_cell(text + named)
         notice.id = "notice"  # the same in every copy, so that two equal runs give equal files
         book.cells.insert(1, notice)
     return book
