@@ -1,7 +1,7 @@
 """The presets on the same backdoored model, and one switch at a time between the released code and ours.
 
     python benchmarks/presets.py --out results/presets.json                    # headline attack, bw:170, seed 0
-    python benchmarks/presets.py --start scratch --out results/presets-scratch.json
+    python benchmarks/presets.py --start scratch --presets-only --out results/presets-scratch.json
 
 For each variant: ASR of the samples on the defender's images, their diversity, mutual information measured afresh (a
 new statistics network, the same for all, on samples it was not trained on), ASR of the original trigger and accuracy
@@ -92,14 +92,14 @@ def main() -> None:
     parser.add_argument("--trigger", default="bw:170")
     parser.add_argument("--target", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="variants whose name contains this")
+    parser.add_argument("--presets-only", action="store_true", help="no switches")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
     chosen = {"start": a.start, "trigger": a.trigger, "target": a.target, "seed": a.seed}
     base = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml") | chosen
     content = {"params": base, "made": devices.describe(devices.pick("auto")), "variants": {}}
     for name, changes in variants().items():
-        if a.only not in name:
+        if a.presets_only and " + " in name:
             continue
         content["variants"][name] = measure(base, changes)
         scratch = a.out.with_suffix(".tmp")
