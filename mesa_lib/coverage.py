@@ -41,9 +41,9 @@ def screen(
     target: int,
     *,
     size: tuple[int, int] = (3, 3),
-    how_many: int = 512,
+    how_many: int = 2048,
     images_per_trigger: int = 8,
-    keep: int = 8,
+    keep: int = 32,
     seed: int = 0,
     precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
@@ -64,12 +64,22 @@ def screen(
     return best, again
 
 
-def mixed(distributions: Sequence[TriggerDistribution]) -> Source:
-    """Samples of several distributions, each with equal weight."""
+def around(found: Tensor, spread: float = 0.1) -> Source:
+    """Triggers near those of `found` (k, 3, h, w): one of them with Gaussian noise on its pixels, clipped to [0, 1]."""
 
     def sample(n: int, rng: torch.Generator) -> Tensor:
-        which = torch.randint(len(distributions), (n,), generator=rng, device=rng.device)
-        drawn = torch.stack([distribution.sample(n, rng) for distribution in distributions])
+        chosen = found.to(rng.device)[torch.randint(len(found), (n,), generator=rng, device=rng.device)]
+        return (chosen + spread * torch.randn(chosen.shape, generator=rng, device=rng.device)).clamp(0, 1)
+
+    return sample
+
+
+def mixed(sources: Sequence[Source]) -> Source:
+    """Triggers of several sources, each with equal weight."""
+
+    def sample(n: int, rng: torch.Generator) -> Tensor:
+        which = torch.randint(len(sources), (n,), generator=rng, device=rng.device)
+        drawn = torch.stack([source(n, rng) for source in sources])
         return drawn[which, torch.arange(n, device=rng.device)]
 
     return sample
@@ -84,7 +94,7 @@ def repair_until_clear(
     repair: Repair,
     *,
     most: int = 4,
-    clear_below: float = 0.2,
+    clear_below: float = 0.1,
     first: TriggerDistribution | None = None,
     precision: str = "auto",
 ) -> tuple[nn.Module, list[TriggerDistribution], list[dict]]:
@@ -92,29 +102,34 @@ def repair_until_clear(
 
     images uint8 (N, 3, H, W) and labels (N,) are the defender's. The model is all clear when neither the best simple
     trigger, nor samples of a fresh generator, nor samples of earlier rounds succeed on more than `clear_below` of the
-    images. A fresh generator has the highest level only and the hinge on log F; later rounds take it as it is. `first`
-    is the distribution of the first round, where it is known already. Returns the repaired model, the distributions of
-    all rounds, and one record a round: the look, and `clear`.
+    images (on clean CIFAR-10 models the best of 2,048 simple triggers reaches 2 to 5 %: results/coverage.json). A fresh
+    generator has the highest level only and the hinge on log F; the next round stamps its samples, those of all rounds
+    before, and the simple triggers that were found to work. `first` is the distribution of the first round, where it is
+    known already. Returns the repaired model, the distributions of all rounds, and a record a round: the look, `clear`.
     """
     distributions: list[TriggerDistribution] = []
+    screened: list[Source] = []
     records: list[dict] = []
     options = {"precision": precision}
     fitted = first or staircase.fit(model, images, labels, target, settings, **options)
     for number in range(most):
         distributions.append(fitted)
-        model = repair(model, mixed(distributions), number)
+        sources = [distribution.sample for distribution in distributions] + screened
+        model = repair(model, mixed(sources), number)
         afresh = replace(settings, seed=settings.seed + 7919 * (number + 1), scale="log", betas=(max(settings.betas),))
         fitted = staircase.fit(model, images, labels, target, afresh, **options)
         rng = devices.rng(afresh.seed, next(model.parameters()).device)
-        rates = {
-            name: metrics.asr_of_samples(
+        sampled, earlier = (
+            metrics.asr_of_samples(
                 model, images, labels, source(128, rng).cpu(), target, images_per_trigger=8, seed=number, **options
             ).mean()
-            for name, source in (("sampled", fitted.sample), ("earlier", mixed(distributions)))
-        }
-        _, screened = screen(model, images, labels, target, size=settings.trigger_size, seed=afresh.seed, **options)
-        look = Look(float(screened.max()), float(rates["sampled"]), float(rates["earlier"]))
+            for source in (fitted.sample, mixed(sources))
+        )
+        simple, rates = screen(model, images, labels, target, size=settings.trigger_size, seed=afresh.seed, **options)
+        look = Look(float(rates.max()), float(sampled), float(earlier))
         records.append(asdict(look) | {"round": number + 1, "clear": look.found < clear_below})
         if records[-1]["clear"]:
             break
+        if look.screened >= clear_below:
+            screened.append(around(simple[rates >= clear_below]))
     return model, distributions, records

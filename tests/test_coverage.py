@@ -35,17 +35,21 @@ def test_a_screening_finds_what_fires_and_measures_it_again():
     assert torch.equal(nothing, torch.zeros(5))
 
 
-def test_distributions_are_mixed_in_equal_parts():
-    class Constant:
-        def __init__(self, value):
-            self.value = value
-
-        def sample(self, n, rng):
-            return torch.full((n, 3, 3, 3), self.value)
-
-    drawn = coverage.mixed([Constant(0.0), Constant(0.5), Constant(1.0)])(3000, torch.Generator().manual_seed(0))
+def test_sources_are_mixed_in_equal_parts():
+    sources = [lambda n, rng, v=value: torch.full((n, 3, 3, 3), v) for value in (0.0, 0.5, 1.0)]
+    drawn = coverage.mixed(sources)(3000, torch.Generator().manual_seed(0))
     shares = [(drawn[:, 0, 0, 0] == value).float().mean() for value in (0.0, 0.5, 1.0)]
     assert all(abs(share - 1 / 3) < 0.05 for share in shares)
+
+
+def test_triggers_around_those_found_stay_near_them_and_in_range():
+    found = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 3, 3)
+    drawn = coverage.around(found, 0.05)(400, torch.Generator().manual_seed(0))
+    nearest = (drawn[:, None] - found).abs().mean((2, 3, 4))
+    assert (nearest.min(1).values < 0.1).all() and 150 < int((nearest.argmin(1) == 0).sum()) < 250
+    assert float((drawn - drawn.round(decimals=1)).std()) > 0.02
+    wide = coverage.around(found, 1.0)(100, torch.Generator().manual_seed(0))
+    assert wide.min() == 0 and wide.max() == 1
 
 
 def test_all_clear_after_one_round_when_nothing_is_found():
@@ -77,6 +81,23 @@ def test_a_repair_that_misses_is_seen_and_followed_by_another():
     assert [record["clear"] for record in records] == [False, True] and records[0]["screened"] == 1
     assert len(sources) == 2 and [d.betas for d in distributions] == [[0.9, 0.5], [0.9]]
     assert distributions[1].settings.scale == "log" and not model.scale.any()
+
+
+def test_simple_triggers_that_were_found_are_stamped_in_the_next_round(monkeypatch):
+    """Two generators, and the white patch that the screening found: a third of the second round's triggers."""
+    screened = torch.tensor([1.0, 0.6])[:, None, None, None].expand(2, 3, 3, 3), torch.tensor([0.5, 0.05])
+    monkeypatch.setattr(coverage, "screen", lambda *a, **k: screened)
+    # `expand` takes one trigger only: that which works
+    monkeypatch.setattr(coverage, "around", lambda found: lambda n, rng: found.expand(n, 3, 3, 3))
+    drawn = []
+
+    def repair(model, source, number):
+        drawn.append(source(600, torch.Generator().manual_seed(0)))
+        return closed(model, source, number)
+
+    coverage.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, repair, most=2, precision="float32")
+    shares = [float((d == 1).flatten(1).all(1).float().mean()) for d in drawn]
+    assert shares[0] == 0 and 0.25 < shares[1] < 0.42
 
 
 @pytest.mark.parametrize("most", [1, 3])
