@@ -102,7 +102,7 @@ def repair_until_clear(
 
     images uint8 (N, 3, H, W) and labels (N,) are the defender's. The model is all clear when neither the best simple
     trigger, nor samples of a fresh generator, nor samples of earlier rounds succeed on more than `clear_below` of the
-    images (on clean CIFAR-10 models the best of 2,048 simple triggers reaches 2 to 5 %: results/coverage.json). A fresh
+    images (on clean CIFAR-10 models the best of 2,048 simple triggers reaches 2 to 8 %: results/coverage.json). A fresh
     generator has the highest level only and the hinge on log F; the next round stamps its samples, those of all rounds
     before, and the simple triggers that were found to work. `first` is the distribution of the first round, where it is
     known already. Returns the repaired model, the distributions of all rounds, and a record a round: the look, `clear`.
