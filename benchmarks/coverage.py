@@ -12,12 +12,11 @@ over a trigger of 26 %). A file that exists is gone on with.
 import argparse
 import itertools
 import json
-import os
 from pathlib import Path
 
 from sweep import MODELS
 
-from mesa_lib import coverage, metrics, params, paths
+from mesa_lib import coverage, metrics, params, paths, store
 from mesa_lib import device as devices
 from mesa_lib.stages import Stages
 
@@ -62,19 +61,16 @@ def main() -> None:
     content = {"params": whole, "made": devices.describe(devices.pick("auto")), "never attacked": [], "runs": []}
     if a.out.exists() and json.loads(a.out.read_text())["params"] == whole:
         content = json.loads(a.out.read_text())
-    for _, _, target, _, clean_seed in MODELS if not content["never attacked"] else ():
-        own = {"target": target, "clean_seed": clean_seed}
+    for model_of in MODELS if not content["never attacked"] else ():
+        own = {name: model_of[name] for name in ("target", "clean_seed")}
         content["never attacked"].append(own | {"screened": never_attacked(Stages(params.check(file | own)))})
     done = [(run["trigger"], run["repair_lr"]) for run in content["runs"]]
-    for lr, (start, trigger, target, seed, clean_seed) in itertools.product(RATES, MODELS):
-        if (trigger, lr) in done:
+    for lr, model_of in itertools.product(RATES, MODELS):
+        if (model_of["trigger"], lr) in done:
             continue
-        own = {"start": start, "trigger": trigger, "target": target, "seed": seed, "clean_seed": clean_seed}
-        own |= {"repair_lr": lr}
+        own = model_of | {"repair_lr": lr}
         content["runs"].append(own | series(Stages(params.check(file | own))))
-        scratch = a.out.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(scratch, a.out)
+        store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
         print(json.dumps(content["runs"][-1]), flush=True)
 
 

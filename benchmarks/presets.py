@@ -11,11 +11,10 @@ that a run that was stopped goes on where it was.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from mesa_lib import device as devices
-from mesa_lib import generator, metrics, mine, params, paths
+from mesa_lib import generator, metrics, mine, params, paths, store
 from mesa_lib.stages import Stages
 from mesa_lib.staircase import PRESETS
 
@@ -102,9 +101,7 @@ def main() -> None:
         if a.presets_only and " + " in name:
             continue
         content["variants"][name] = measure(base, changes)
-        scratch = a.out.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(scratch, a.out)
+        store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
         print(name, "done", flush=True)
     print(markdown(content))
 

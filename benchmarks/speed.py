@@ -11,7 +11,6 @@ procedure would take an hour its step time is multiplied by its number of steps;
 import argparse
 import copy
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mesa_lib import classifiers, metrics, paths, retrain, staircase, training
+from mesa_lib import classifiers, metrics, paths, retrain, staircase, store, training
 from mesa_lib import device as devices
 from mesa_lib import params as parameters
 from mesa_lib.stages import Stages
@@ -238,9 +237,7 @@ def main() -> None:
         print(part, json.dumps(content["parts"][part], indent=1), flush=True)
         if set(PARTS[:4]) <= set(content["parts"]):
             content["summary"] = summary(content["parts"], a.batch)
-        scratch = a.out.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(scratch, a.out)
+        store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
     print(json.dumps(content["summary"], indent=1))
 
 

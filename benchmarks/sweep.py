@@ -9,20 +9,18 @@ are cut in two: 6,000 to model and repair with, 2,000 to judge by. The evaluatio
 import argparse
 import copy
 import json
-import os
 from pathlib import Path
 
 import torch
 
-from mesa_lib import data, metrics, params, paths, retrain, staircase, training
+from mesa_lib import data, metrics, params, paths, retrain, staircase, store, training
 from mesa_lib import device as devices
 from mesa_lib.stages import Stages
 
-#: start, trigger, target, seed, seed of the clean model
 MODELS = [
-    ("clean", "bw:16", 4, 11, 11),
-    ("scratch", "bw:97", 5, 12, 0),
-    ("scratch", "colour:101", 7, 13, 0),
+    {"start": "clean", "trigger": "bw:16", "target": 4, "seed": 11, "clean_seed": 11},
+    {"start": "scratch", "trigger": "bw:97", "target": 5, "seed": 12, "clean_seed": 0},
+    {"start": "scratch", "trigger": "colour:101", "target": 7, "seed": 13, "clean_seed": 0},
 ]
 TRIED = [(0.2, 0.05, 2), (0.1, 0.05, 2), (0.2, 0.02, 2), (0.1, 0.03, 3), (0.1, 0.05, 3)]  # rate, learning rate, epochs
 REPAIRS = [{"repair_rate": rate, "repair_lr": lr, "repair_epochs": epochs} for rate, lr, epochs in TRIED]
@@ -42,21 +40,18 @@ def main() -> None:
     a = parser.parse_args()
     file = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml")
     content = {"params": file, "made": devices.describe(devices.pick("auto")), "runs": []}
-    for start, trigger, target, seed, clean_seed in MODELS:
-        model_of = {"start": start, "trigger": trigger, "target": target, "seed": seed, "clean_seed": clean_seed}
+    for model_of in MODELS:
         stages = Stages(params.check(file | model_of))
         p, attacked = stages.p, stages.attacked().model
         work, judge = halves(stages.data.modelling)
-        fitted = staircase.fit(attacked, work.images, work.labels, target, p.mesa(), precision=p.precision)
+        fitted = staircase.fit(attacked, work.images, work.labels, p.target, p.mesa(), precision=p.precision)
 
         def record(name: str, model, changes: dict) -> None:
             row = metrics.report(model, judge, stages.trigger, p.target, places=2, precision=p.precision)  # noqa: B023
             content["runs"].append(
                 model_of | {"repair": name} | changes | {k: v["rate"] for k, v in row.items()}  # noqa: B023
             )
-            scratch = a.out.with_suffix(".tmp")
-            scratch.write_text(json.dumps(content, indent=1) + "\n")
-            os.replace(scratch, a.out)
+            store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
             print(json.dumps(content["runs"][-1]), flush=True)
 
         record("attacked", attacked, {})
@@ -66,7 +61,7 @@ def main() -> None:
                     continue
                 model, c = copy.deepcopy(attacked), changes
                 training.train(
-                    model, work.images, work.labels, epochs=c["repair_epochs"], lr=c["repair_lr"], seed=seed,
+                    model, work.images, work.labels, epochs=c["repair_epochs"], lr=c["repair_lr"], seed=p.seed,
                     batch_size=p.batch_size, device=stages.device, schedule=p.schedule, precision=p.precision,
                     augment=p.retrain_augment, edit=retrain.stamping(source, c["repair_rate"]),
                 )  # fmt: skip

@@ -2,13 +2,12 @@
 
 import base64
 import json
-import os
 from pathlib import Path
 
 import nbformat
 
 from . import device as devices
-from . import metrics, paths
+from . import metrics, paths, store
 from . import params as parameters
 from .params import Params
 from .stages import Stages
@@ -57,9 +56,7 @@ def run(p: Params, seeds: list[int], out: Path, triggers: list[str] | None = Non
     out.parent.mkdir(parents=True, exist_ok=True)
     for one in each:
         content["runs"].append(one_seed(one))
-        scratch = out.with_suffix(".tmp")
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(scratch, out)
+        store.write_whole(out, json.dumps(content, indent=1) + "\n")
         print(f"{one.trigger}, seed {one.seed}: done", flush=True)
     return content
 

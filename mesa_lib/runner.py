@@ -150,9 +150,7 @@ def write_result(p: Params, out: Path) -> None:
         ("result.json", json.dumps(content, indent=1)),
         ("table.csv", metrics.table(report.result["rows"]).to_csv(index=False)),
     ):
-        scratch = out / f".{name}"
-        scratch.write_text(text)
-        os.replace(scratch, out / name)
+        store.write_whole(out / name, text)
 
 
 @contextlib.contextmanager

@@ -147,6 +147,13 @@ def sync(file: Path) -> None:
         os.close(handle)
 
 
+def write_whole(file: Path, text: str) -> None:
+    """Write a text file so that nobody ever reads half of it: under a hidden name first, then renamed."""
+    scratch = file.with_name(f".{file.name}")
+    scratch.write_text(text)
+    os.replace(scratch, file)
+
+
 def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason."""
     file = paths.find(file)

@@ -376,3 +376,15 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="expected a safetensors file"):
         store.load_checkpoint(tmp_path)
+
+
+def test_a_text_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "result.json"
+    store.write_whole(file, "first")
+    monkeypatch.setattr(store.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("stopped")))
+    with pytest.raises(OSError, match="stopped"):
+        store.write_whole(file, "second")
+    assert file.read_text() == "first"
+    monkeypatch.undo()
+    store.write_whole(file, "third")
+    assert file.read_text() == "third" and list(tmp_path.iterdir()) == [file]
