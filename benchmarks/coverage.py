@@ -3,10 +3,12 @@
     python benchmarks/coverage.py --out results/coverage.json
 
 The models of the sweep (no table reports them), repaired at several learning rates, from far too small to ours. After
-every round the original trigger is measured on the evaluation images, beside what the defender's look found; and what
-a screening finds on models that were never attacked. The repair's defaults were fixed before, by `sweep.py`; a first
-run of this file, on these models, is why a look screens 2,048 triggers and is clear below 10 % (512 and 20 % passed
-over a trigger of 26 %). A file that exists is gone on with.
+every round the original trigger is measured on the evaluation images, beside what the defender's look found, the best
+trigger of its search and how far that is from the attacker's; and what a search finds on models that were never
+attacked. The repair's defaults were fixed before, by `sweep.py`. Earlier runs of this file, on these very models, are
+why a look screens 2,048 triggers and is clear below 10 % (512 and 20 % passed over a trigger of 26 %), so that the
+figures are no independent test of the two numbers; those of the proof (`repeat`) are. A file that exists is
+gone on with.
 """
 
 import argparse
@@ -14,13 +16,14 @@ import itertools
 import json
 from pathlib import Path
 
+import torch
 from sweep import MODELS
 
 from mesa_lib import coverage, metrics, params, paths, store
 from mesa_lib import device as devices
 from mesa_lib.stages import Stages
 
-RATES = (0.01, 0.003, 0.02, 0.03)
+RATES = (0.003, 0.01, 0.03, 0.02)
 
 
 def series(stages: Stages) -> dict:
@@ -41,14 +44,17 @@ def series(stages: Stages) -> dict:
         attacked, images.images, images.labels, p.target, p.mesa(), repair, most=p.rounds,
         clear_below=p.clear_below, first=stages.distribution()[0], precision=p.precision,
     )  # fmt: skip
-    return {"attacked": asr(attacked), "rounds": [look | row for look, row in zip(looks, truth, strict=True)]}
+    for look, row in zip(looks, truth, strict=True):
+        best = torch.tensor(look["best"]).reshape(stages.trigger.shape)
+        look |= row | {"distance": float((best - stages.trigger).square().mean().sqrt())}
+    return {"attacked": asr(attacked), "floor": asr(stages.clean().model), "rounds": looks}
 
 
 def never_attacked(stages: Stages) -> float:
-    """The best simple trigger on the clean model: what a look finds where there is nothing to find."""
+    """The best trigger of a search on the clean model: what a look finds where there is nothing to find."""
     p, d = stages.p, stages.data.modelling
-    _, rates = coverage.screen(stages.clean().model, d.images, d.labels, p.target, seed=p.seed, precision=p.precision)
-    return float(rates.max())
+    _, rates = coverage.search(stages.clean().model, d.images, d.labels, p.target, seed=p.seed, precision=p.precision)
+    return float(rates[0])
 
 
 def main() -> None:
@@ -63,7 +69,7 @@ def main() -> None:
         content = json.loads(a.out.read_text())
     for model_of in MODELS if not content["never attacked"] else ():
         own = {name: model_of[name] for name in ("target", "clean_seed")}
-        content["never attacked"].append(own | {"screened": never_attacked(Stages(params.check(file | own)))})
+        content["never attacked"].append(own | {"searched": never_attacked(Stages(params.check(file | own)))})
     done = [(run["trigger"], run["repair_lr"]) for run in content["runs"]]
     for lr, model_of in itertools.product(RATES, MODELS):
         if (model_of["trigger"], lr) in done:

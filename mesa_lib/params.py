@@ -100,7 +100,7 @@ class Params(BaseModel):
     repair_epochs: Count = Field(10, ge=1, description="epochs of the repair")
     repair_lr: Number = Field(0.02, gt=0, description="learning rate of the repair")
     rounds: Count = Field(4, ge=1, description="rounds of modelling and repair at most, until a look finds nothing")
-    clear_below: Number = Field(0.1, gt=0, lt=1, description="all clear when no look finds more success than this")
+    clear_below: Number = Field(0.05, gt=0, lt=1, description="all clear when no look finds more success than this")
     point_repeats: Count = Field(3, ge=1, description="how often the point baseline is repeated")
 
     @field_validator("trigger")

@@ -66,13 +66,13 @@ def place_heatmap(rates: Tensor, title: str = "") -> Figure:
 
 
 def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float, float]) -> Figure:
-    """MINE on correlated Gaussians: the bound during training, and the closed form as dashed lines."""
+    """MINE on correlated Gaussians: the bound, a mean over 50 steps, and the closed form as dashed lines."""
     figure, axis = plt.subplots(figsize=(7, 3.4))
     for (correlation, (_, history)), colour in zip(runs.items(), sns.color_palette("deep"), strict=False):
         smooth = np.convolve(history, np.ones(50) / 50, mode="valid")
         axis.plot(smooth, color=colour, label=f"correlation {correlation}")
         axis.axhline(exact[correlation], color=colour, linestyle="--", linewidth=1)
-    axis.set(xlabel="training step", ylabel="information (nats)")
+    axis.set(xlabel="training step", ylabel="information (nats), mean of 50 steps")
     axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
     return figure
 
@@ -101,7 +101,7 @@ def modelling_curves(levels: Sequence) -> Figure:
             axis.plot(steps, [h[value] for h in level.history], label=f"$\\beta$ = {level.beta}")
         axis.set(xlabel="step", ylabel=name)
     for level, colour in zip(levels, sns.color_palette("deep"), strict=False):
-        axes[0].axhline(level.beta, color=colour, linestyle=":", linewidth=1)
+        axes[0].axhline(level.beta, color=colour, linestyle="--", linewidth=1.5, zorder=1)
     axes[0].legend()
     return figure
 
@@ -130,52 +130,72 @@ def embed(triggers: Tensor, method: str, seed: int = 0) -> np.ndarray:
     raise ValueError(f"method = {method!r}: expected pca or t-sne")
 
 
-def distribution_map(
-    groups: dict[str, Tensor], marks: dict[str, Tensor], *, method: str, axis=None, seed: int = 0, title: str = ""
-) -> Figure:
-    """Groups of triggers (n, 3, h, w) in the plane, all embedded together, with single triggers marked by stars."""
-    names, sizes = list(groups), [len(g) for g in groups.values()]
-    singles = [m[None] for m in marks.values()]
-    points = embed(torch.cat([*[g.cpu() for g in groups.values()], *[s.cpu() for s in singles]]), method, seed)
-    figure = None
-    if axis is None:
-        figure, axis = plt.subplots(figsize=(5.6, 4.4))
-    start = 0
-    for name, size in zip(names, sizes, strict=True):
-        part = points[start : start + size]
-        axis.scatter(part[:, 0], part[:, 1], s=10, alpha=0.6, label=name, linewidths=0)
-        start += size
-    for i, name in enumerate(marks):
-        colour = COLOURS["attacked"] if name == "original" else COLOURS["point"]
-        mark = "*" if name == "original" else "X"
-        axis.scatter(*points[start + i], s=190 if mark == "*" else 80, marker=mark, color=colour,
-                     edgecolor="black", label=name, zorder=5)  # fmt: skip
-    axis.set(xticks=[], yticks=[], title=title or method)
+#: the marks of single triggers in a map: symbol, size, colour
+MARKS = {
+    "original": ("*", 190, COLOURS["attacked"]),
+    "its inverse": ("*", 190, "white"),
+    "point": ("X", 80, COLOURS["point"]),
+}
+Map = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def distribution_map(groups: dict[str, Tensor], marks: dict[str, Tensor], *, method: str, title: str = "") -> Figure:
+    """Groups of triggers (n, 3, h, w) in the plane, all embedded together, with single triggers marked (`MARKS`)."""
+    figure, axis = plt.subplots(figsize=(5.6, 4.4))
+    _draw_map(axis, _embedded({"": (groups, marks)}, method)[0], groups, marks, title or method)
     axis.legend(fontsize=8, loc="best")
-    return figure or axis.figure
-
-
-def side_by_side(maps: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]], *, method: str) -> Figure:
-    """Several distribution maps in one row: title -> (groups, marks)."""
-    figure, axes = plt.subplots(1, len(maps), figsize=(4.2 * len(maps), 3.9), squeeze=False)
-    for axis, (title, (groups, marks)) in zip(axes[0], maps.items(), strict=True):
-        distribution_map(groups, marks, method=method, axis=axis, title=title)
     return figure
+
+
+def side_by_side(maps: dict[str, Map], *, method: str, shared: bool = False) -> Figure:
+    """Several maps in one row: title -> (groups, marks). `shared`: one embedding, one scale for all panels."""
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(4.2 * len(maps), 4.2), squeeze=False, sharex=shared, sharey=shared
+    )
+    each = _embedded(maps, method) if shared else [_embedded({"": one}, method)[0] for one in maps.values()]
+    for axis, points, (title, (groups, marks)) in zip(axes[0], each, maps.items(), strict=True):
+        _draw_map(axis, points, groups, marks, title)
+        if shared:
+            axis.set_aspect("equal")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=10)
+    return figure
+
+
+def _embedded(maps: dict[str, Map], method: str) -> list[np.ndarray]:
+    """One embedding of all triggers of all maps -> the points of each map: its groups, then its marks."""
+    whole = [torch.cat([*groups.values(), *[m[None] for m in marks.values()]]).cpu() for groups, marks in maps.values()]
+    points = embed(torch.cat(whole), method)
+    return np.split(points, np.cumsum([len(w) for w in whole])[:-1])
+
+
+def _draw_map(axis, points: np.ndarray, groups: dict[str, Tensor], marks: dict[str, Tensor], title: str) -> None:
+    start = 0
+    for name, group in groups.items():
+        part = points[start : start + len(group)]
+        axis.scatter(part[:, 0], part[:, 1], s=10, alpha=0.6, label=name, linewidths=0)
+        start += len(group)
+    for name, point in zip(marks, points[start:], strict=True):
+        symbol, size, colour = MARKS[name]
+        axis.scatter(*point, s=size, marker=symbol, color=colour, edgecolor="black", label=name, zorder=5)
+    axis.set(xticks=[], yticks=[], title=title)
 
 
 def controls(rows: list[dict]) -> Figure:
     """ASR of the original trigger after each repair, with 95 % intervals; the dotted line is the clean model's."""
-    rows = [row for row in rows if row["model"] != "clean, never attacked"] + [rows[0]]
     names = [row["model"] for row in rows]
     rates = np.array([row["asr"]["rate"] for row in rows])
     low, high = (np.array([row["asr"][side] for row in rows]) for side in ("low", "high"))
     palette = [COLOURS.get(name.split()[0].strip(","), "#937860") for name in names]
-    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 0.8))
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1))
     errors = np.abs(np.stack([rates - low, high - rates]))
     axis.barh(names, 100 * rates, xerr=100 * errors, color=palette, error_kw={"linewidth": 1})
-    axis.axvline(100 * rows[-1]["asr"]["rate"], color="black", linestyle=":", linewidth=1)
+    for place, (rate, end) in enumerate(zip(rates, high, strict=True)):
+        axis.text(100 * end + 1, place, f"{100 * rate:.1f}", va="center", fontsize=9)
+    floor = next(rate for name, rate in zip(names, rates, strict=True) if name.startswith("clean"))
+    axis.axvline(100 * floor, color="black", linestyle=":", linewidth=1, label="floor: never attacked")
     axis.invert_yaxis()
-    axis.set(xlabel="attack success rate of the original trigger (%)", xlim=(0, 103))
+    axis.set(xlabel="attack success rate of the original trigger (%), interval of 95 %", xlim=(0, 112))
+    axis.legend(fontsize=9, loc="lower right")
     return figure
 
 
@@ -184,26 +204,33 @@ def sweep(values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlab
     figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
     for axis, (name, curves) in zip(axes[0], results.items(), strict=True):
         for label, numbers in curves.items():
-            axis.plot([str(v) for v in values], list(numbers), marker="o", label=label)
-        axis.set(xlabel=xlabel, ylabel=name, ylim=(0, None))
+            axis.plot([str(v) for v in values], list(numbers), "o:", label=label)
+        axis.set(xlabel=xlabel, ylabel=name)
+        axis.set_ylim(0, 1.08 * max(max(numbers) for numbers in curves.values()))
     axes[0][0].legend(fontsize=9)
     return figure
 
 
 def rounds(series: dict[str, list[dict]], clear_below: float) -> Figure:
-    """After every round: the ASR of the attacker's trigger, and what the defender's look found.
+    """After every round: the ASR of the attacker's trigger, and what the defender's look found by each of its means.
 
-    title -> one record a round with `asr`, `screened`, `sampled` and `earlier`, all in [0, 1].
+    title -> one record a round with `asr`, `searched`, `sampled` and `earlier`, all in [0, 1].
     """
-    figure, axes = plt.subplots(1, len(series), figsize=(2.6 * len(series) + 0.6, 2.8), sharey=True, squeeze=False)
+    lines = {
+        "asr": ("attacker's trigger", COLOURS["attacked"], "o-"),
+        "earlier": ("its own samples", COLOURS["MESA"], "v--"),
+        "sampled": ("fresh generator", COLOURS["ideal"], "^--"),
+        "searched": ("best of a search", COLOURS["clean"], "s--"),
+    }
+    most = max(len(records) for records in series.values())
+    figure, axes = plt.subplots(1, len(series), figsize=(3.0 * len(series), 3.4), sharey=True, squeeze=False)
     for axis, (title, records) in zip(axes.flat, series.items(), strict=True):
         numbers = range(1, len(records) + 1)
-        found = [max(r["screened"], r["sampled"], r["earlier"]) for r in records]
-        axis.plot(numbers, [r["asr"] for r in records], "o-", color=COLOURS["attacked"], label="attacker's trigger")
-        axis.plot(numbers, found, "s--", color=COLOURS["clean"], label="what the look finds")
-        axis.axhline(clear_below, color="0.5", linestyle=":", linewidth=1)
-        axis.set(title=title, xlabel="round", xlim=(0.7, max(4, len(records)) + 0.3), ylim=(-0.03, 1.03))
-        axis.set_xticks(range(1, max(4, len(records)) + 1))
-    axes[0, 0].set_ylabel("success")
-    axes[0, -1].legend(fontsize=8)
+        for name, (label, colour, style) in lines.items():
+            axis.plot(numbers, [100 * r[name] for r in records], style, color=colour, label=label)
+        axis.axhline(100 * clear_below, color="0.3", linestyle=":", linewidth=1.5, label="limit of an all-clear")
+        axis.set(xlabel="round", xlim=(0.7, most + 0.3), ylim=(-3, 103), xticks=range(1, most + 1))
+        axis.set_title(title, fontsize=11)
+    axes[0, 0].set_ylabel("success rate (%)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     return figure

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -66,8 +67,13 @@ def params_of(p: Params, trigger: str, seed: int) -> Params:
 
 
 def markdown(content: dict) -> str:
-    """The README's table: one line a model, mean ± standard deviation over all runs; then one a trigger, if several."""
-    runs, p = content["runs"], content["params"]
+    """The README's table: one line a model, mean ± standard deviation over all runs; then one a trigger, if several.
+
+    MESA in rounds has a line only where a run had more than one: else it is MESA's.
+    """
+    whole, p = content["runs"], content["params"]
+    left_out = "MESA rounds" if all(len(run["rounds"]) == 1 for run in whole) else ""
+    runs = [run | {"rows": [row for row in run["rows"] if row["model"] != left_out]} for run in whole]
     values: dict[str, dict[str, list[float]]] = {}
     for run in runs:
         for row in run["rows"]:
@@ -86,24 +92,28 @@ def markdown(content: dict) -> str:
                 f"| {name} | {accuracy:.1f} % | {asr:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f}) | |"
             )
         else:
-            lines.append(
-                f"| {name} | {accuracy:.1f} ± {spread:.1f} % | {asr:.1f} ± {asr_spread:.1f} % | {worst:.1f} % |"
-            )
+            one_model = name == "clean, never attacked" and p.get("clean_seed", -1) >= 0
+            accuracies = f"{accuracy:.1f} %" if one_model else f"{accuracy:.1f} ± {spread:.1f} %"
+            lines.append(f"| {name} | {accuracies} | {asr:.1f} ± {asr_spread:.1f} % | {worst:.1f} % |")
         if paper:
             lines[-1] += " {:.1f} % ({:.1f}) |".format(*paper[name]) if name in paper else " |"
     made, seeds = runs[0]["made"], sorted({run["seed"] for run in runs})
     chosen = list(dict.fromkeys(run["trigger"] for run in runs))
     lines += per_trigger(runs, chosen) if len(chosen) > 1 else []
+    lines += ["", changes(runs)] if len(runs) > 1 else []
     seconds = {k: metrics.mean_std(run["seconds"][k] for run in runs)[0] for k in runs[0]["seconds"]}
     spent = ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items())
+    repeats = sum(row["model"].startswith("point ") for row in runs[0]["rows"])
+    over = f"Mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else "One run"
     lines += [
         "",
+        f"{over}, the point baseline {repeats} times in each. "
         f"{p['dataset']}, {', '.join(f'`{t}`' for t in chosen)}, target {p['target']}, "
         f"seeds {', '.join(map(str, seeds))}; {made['device']} "
         f"({made['device_name']}, {made['threads']} threads), torch {made['torch']}; {spent}.",
     ]
     lines += ["", samples_line(runs)]
-    lines += ["", rounds_line(runs)] if "rounds" in runs[0] else []
+    lines += ["", rounds_line(whole)]
     return "\n".join(lines)
 
 
@@ -118,24 +128,27 @@ def per_trigger(runs: list[dict], triggers: list[str]) -> list[str]:
         for name in names:
             own = [100 * r["asr"]["rate"] for r in rows if r["model"] == name or r["model"].startswith(f"{name} ")]
             worst = min(own) if name == "attacked" else max(own)
-            cells.append(f"{metrics.mean_std(own)[0]:.1f} ({worst:.1f})")
+            cells.append(f"{metrics.mean_std(own)[0]:.1f}" + (f" ({worst:.1f})" if len(own) > 1 else ""))
         lines.append(f"| `{trigger}` | " + " | ".join(cells) + " |")
-    changes = []
-    for run in runs:
-        by_name = {row["model"]: row for row in run["rows"]}
-        attacked, mesa, floor = (by_name[name] for name in ("attacked", "MESA", "clean, never attacked"))
-        changes.append(
-            [100 * (mesa[m]["rate"] - other[m]["rate"]) for m, other in
-             (("asr", floor), ("clean_accuracy", attacked), ("target_recall", attacked))]
-        )  # fmt: skip
-    above, accuracy, recall = zip(*changes, strict=True)
-    return [
-        *lines,
-        "",
-        f"MESA against the floor of its trigger: {metrics.mean_std(above)[0]:+.1f} points (worst {max(above):+.1f}); "
-        f"clean accuracy {metrics.mean_std(accuracy)[0]:+.2f} points (worst {min(accuracy):+.2f}), recall of the "
-        f"target class {metrics.mean_std(recall)[0]:+.1f} (worst {min(recall):+.1f}), against the attacked model.",
-    ]
+    return lines
+
+
+def changes(runs: list[dict]) -> str:
+    """What MESA leaves, against models without a backdoor and the ideal repair, and what it costs."""
+
+    def points(measure: str, other: str, worst: Callable, model: str = "MESA") -> str:
+        pairs = [{row["model"]: row[measure]["rate"] for row in run["rows"]} for run in runs]
+        differences = [100 * (pair[model] - pair[other]) for pair in pairs]
+        return f"{metrics.mean_std(differences)[0]:+.1f} (worst {worst(differences):+.1f})"
+
+    return (
+        f"In points, mean (worst): ASR after MESA {points('asr', 'clean, never attacked', max)} against the floor of "
+        f"its trigger, {points('asr', 'clean, repaired', max)} against the clean model after the same repair, "
+        f"{points('asr', 'ideal', max)} against the ideal. Clean accuracy {points('clean_accuracy', 'attacked', min)} "
+        f"against the attacked model, recall of the target class {points('target_recall', 'attacked', min)}; the ideal "
+        f"repair {points('clean_accuracy', 'attacked', min, 'ideal')} and "
+        f"{points('target_recall', 'attacked', min, 'ideal')}."
+    )
 
 
 def samples_line(runs: list[dict]) -> str:
@@ -168,11 +181,12 @@ def rounds_line(runs: list[dict]) -> str:
     false_clear = [run for run in runs if run["rounds"][-1]["clear"] and asr(run, "MESA rounds") > MISSED]
     used = [len(run["rounds"]) for run in runs]
     seconds = metrics.mean_std(run["seconds"]["rounds"] for run in runs)[0]
+    told = f"After one round the original trigger fires above {100 * MISSED:.0f} % in {len(missed)} of {len(runs)} runs"
+    told += f", of which the look notices {len(noticed)}" if missed else ""
+    told += f"; it asks for another round in {len(alarms)} others" if alarms else ""
     return (
-        f"After one round the original trigger fires above {100 * MISSED:.0f} % in {len(missed)} of {len(runs)} runs, "
-        f"of which the look notices {len(noticed)}; it asks for more in {len(alarms)} others. Rounds until clear: "
-        f"{metrics.mean_std(used)[0]:.1f} (most {max(used)}), {seconds:.0f} s beyond the first model and repair; "
-        f"false all-clears at the end: {len(false_clear)}."
+        f"{told}. Rounds until clear: {metrics.mean_std(used)[0]:.1f} (most {max(used)}), {seconds:.0f} s beyond the "
+        f"first model and repair; false all-clears at the end: {len(false_clear)}."
     )
 
 

@@ -21,11 +21,12 @@ CONTROLS = {
     "fine-tune only": "no trigger at all",
     "random uniform": "random colours",
     "random binary": "every channel 0 or 1",
-    "random simple": "one of five simple laws each",
+    "random mixed": "one of four random families each",
     "point": "one trigger reversed by SGD",
     "MESA": "samples of the distribution",
     "MESA rounds": "the same, until a look finds nothing",
     "ideal": "the attacker's own trigger",
+    "clean, repaired": "samples of MESA, on the model never attacked",
 }
 
 
@@ -205,6 +206,7 @@ class Stages:
     def repaired(self, control: str, repeat: int = 0, beta: float | None = None) -> Made:
         """The attacked model retrained on the modelling images with the triggers that `control` names.
 
+        (Of `clean, repaired` it is the clean model: what the same retraining makes of a model without a backdoor.)
         All controls (`CONTROLS`) share optimiser, rate, epochs, augmentation and seed. `repeat` counts the
         point baseline's triggers; `beta` takes one level of the staircase instead of the mixture.
         """
@@ -216,15 +218,16 @@ class Stages:
         config["augment"] = p.retrain_augment
         if control == "point":
             config["repeat"] = repeat
-        if control.startswith("MESA"):
+        if control.startswith("MESA") or control == "clean, repaired":
             config |= {"mesa": asdict(p.mesa()), "beta": beta}
         if control == "MESA rounds":
-            config |= {"rounds": p.rounds, "clear_below": p.clear_below}
+            config |= {"rounds": p.rounds, "clear_below": p.clear_below, "search": coverage.LAW}
 
         def make():
             if control == "MESA rounds":
                 return self._in_rounds()
-            model, history = self.repair(self.attacked().model, self._source(control, repeat, beta), control)
+            start = self.clean() if control == "clean, repaired" else self.attacked()
+            model, history = self.repair(start.model, self._source(control, repeat, beta), control)
             return model.state_dict(), {"history": history}
 
         return self._made(store.train_or_load("repaired", config, make, self.device))
@@ -237,7 +240,7 @@ class Stages:
             return retrain.fixed(self.point(repeat))
         if control == "ideal":
             return retrain.fixed(self.trigger)
-        if control == "MESA":
+        if control in ("MESA", "clean, repaired"):
             fitted = self.distribution()[0]
             return (fitted.at(beta) if beta is not None else fitted).sample
         return None
@@ -298,5 +301,5 @@ class Stages:
 
     def report(self) -> store.Artifact:
         """The table with all parameters, kept as the result of the series."""
-        config = {"params": self.p.model_dump(), "attacked": self._attack_config()}  # files by content as well
+        config = {"params": self.p.model_dump(), "attacked": self._attack_config(), "rows": CONTROLS}
         return store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from . import paths
 
-LAWS = ("uniform", "binary", "bw", "grey", "two", "simple")
+LAWS = ("uniform", "binary", "bw", "grey", "two", "mixed")
+#: the laws of `mixed`; not `bw`, which would draw the black-white pattern of an attacker itself, one of only 512
+MIXED = ("uniform", "binary", "grey", "two")
 
 
 # --- black-white patterns --------------------------------------------------------------------------------
@@ -103,15 +105,14 @@ def random(n: int, law: str, rng: torch.Generator, size: tuple[int, int] = (3, 3
     """n random triggers -> (n, 3, h, w): what a defender can try without any modelling.
 
     `uniform` colours; `binary`, every channel 0 or 1; `bw`, black or white pixels; `grey`, any greys; `two`, each pixel
-    one of two random colours; `simple`, each trigger of one of these five laws.
+    one of two random colours; `mixed`, each trigger of one of these laws but `bw`.
     """
     if law not in LAWS:
         raise ValueError(f"random triggers of law {law!r}: expected one of {', '.join(LAWS)}")
     options = {"generator": rng, "device": rng.device}
-    if law == "simple":
-        laws = LAWS[:-1]
-        drawn = torch.stack([random(n, name, rng, size) for name in laws])
-        return drawn[torch.randint(len(laws), (n,), **options), torch.arange(n, device=rng.device)]
+    if law == "mixed":
+        drawn = torch.stack([random(n, name, rng, size) for name in MIXED])
+        return drawn[torch.randint(len(MIXED), (n,), **options), torch.arange(n, device=rng.device)]
     if law == "two":
         first, second = torch.rand(2, n, 3, 1, 1, **options)
         return torch.where(torch.rand(n, 1, *size, **options) < 0.5, first, second)

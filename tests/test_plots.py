@@ -42,9 +42,21 @@ def test_mine_curves_end_near_a_dashed_line():
 def test_a_map_has_groups_and_marks():
     groups = {"a": torch.rand(20, 3, 2, 2), "b": torch.rand(20, 3, 2, 2)}
     figure = plots.distribution_map(groups, {"original": torch.zeros(3, 2, 2)}, method="pca")
-    figure = figure if figure is not None else plt.gcf()
     (axis,) = figure.axes
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["a", "b", "original"]
+
+
+def test_maps_in_a_row_share_one_embedding_or_have_their_own():
+    one = {"a": torch.rand(20, 3, 2, 2)}, {"original": torch.zeros(3, 2, 2), "its inverse": torch.ones(3, 2, 2)}
+    for shared in (True, False):
+        figure = plots.side_by_side({"x": one, "y": one, "z": one}, method="pca", shared=shared)
+        drawn = [axis.collections[0].get_offsets().data for axis in figure.axes]
+        assert abs(drawn[0] - drawn[1]).max() < 1e-4 and [axis.get_title() for axis in figure.axes] == ["x", "y", "z"]
+        assert (figure.axes[0].get_xlim() == figure.axes[2].get_xlim()) and len(figure.legends) == 1
+    other = {"a": 3 * torch.rand(20, 3, 2, 2)}, one[1]
+    wide = plots.side_by_side({"x": one, "y": other}, method="pca", shared=True)
+    spread = [float(axis.collections[0].get_offsets().data.std()) for axis in wide.axes]
+    assert spread[1] > 1.5 * spread[0] and wide.axes[0].get_xlim() == wide.axes[1].get_xlim()
 
 
 def test_a_sweep_has_a_panel_a_quantity():
@@ -54,11 +66,16 @@ def test_a_sweep_has_a_panel_a_quantity():
 
 def test_controls_show_rate_and_interval():
     found = metrics.proportion(torch.tensor([True, False, False, False]))
-    rows = [{"model": m, "asr": found} for m in ("clean, never attacked", "attacked", "MESA")]
+    floor = metrics.proportion(torch.tensor([False, True, False, True, True]))
+    models = ("clean, never attacked", "attacked", "MESA", "clean, repaired")
+    rows = [{"model": m, "asr": floor if m == models[0] else found} for m in models]
     figure = plots.controls(rows)
     (axis,) = figure.axes
-    assert {round(bar.get_width(), 3) for bar in axis.patches} == {25.0}
-    assert {t.get_text() for t in axis.get_yticklabels()} == {"clean, never attacked", "attacked", "MESA"}
+    assert [round(bar.get_width(), 3) for bar in axis.patches] == [60.0, 25.0, 25.0, 25.0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == list(models)
+    assert [t.get_text() for t in axis.texts] == ["60.0", "25.0", "25.0", "25.0"]
+    (line,) = [line for line in axis.lines if line.get_linestyle() == ":"]
+    assert round(float(line.get_xdata()[0]), 3) == 60.0
 
 
 def test_the_other_figures_take_what_the_library_makes():
@@ -72,12 +89,13 @@ def test_the_other_figures_take_what_the_library_makes():
     assert plots.place_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
 
 
-def test_rounds_show_the_truth_beside_the_best_find_of_a_look():
+def test_rounds_show_the_truth_beside_what_each_means_of_a_look_found():
     records = [
-        {"asr": 0.9, "screened": 0.1, "sampled": 0.7, "earlier": 0.0},
-        {"asr": 0.02, "screened": 0.05, "sampled": 0.01, "earlier": 0.03},
+        {"asr": 0.9, "searched": 0.1, "sampled": 0.7, "earlier": 0.0},
+        {"asr": 0.02, "searched": 0.05, "sampled": 0.01, "earlier": 0.03},
     ]
     figure = plots.rounds({"one": records, "two": records[:1]}, clear_below=0.2)
-    truth, found, bound = figure.axes[0].lines
-    assert list(truth.get_ydata()) == [0.9, 0.02] and list(found.get_ydata()) == [0.7, 0.05]
-    assert bound.get_ydata()[0] == 0.2 and [a.get_title() for a in figure.axes] == ["one", "two"]
+    truth, own, fresh, searched, bound = figure.axes[0].lines
+    assert list(truth.get_ydata()) == [90, 2] and list(own.get_ydata()) == [0, 3]
+    assert list(fresh.get_ydata()) == [70, 1] and list(searched.get_ydata()) == [10, 5]
+    assert bound.get_ydata()[0] == 20 and [a.get_title() for a in figure.axes] == ["one", "two"]

@@ -13,7 +13,8 @@ def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, looks=(True,)
         return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in repeat.MEASURES if m != "asr"}
 
     rates = {"clean, never attacked": 0.03, "attacked": asr, "point 1": 0.1, "point 2": 0.2}
-    rows = [row(name, rate) for name, rate in (rates | {"MESA": one_round, "MESA rounds": rounds}).items()]
+    rates |= {"MESA": one_round, "MESA rounds": rounds, "ideal": 0.01, "clean, repaired": 0.01}
+    rows = [row(name, rate) for name, rate in rates.items()]
     samples = {name: {"asr": 0.9, "information": 1.0, "distance": 0.5} for name in ("beta 0.9", "alpha 0")}
     made = {"device": "cpu", "device_name": "a processor", "threads": 2, "torch": "2"}
     seconds = {"clean": 1, "attack": 2, "modelling": 3, "repair": 4, "rounds": 10}
@@ -44,17 +45,31 @@ def test_the_papers_number_stands_beside_ours_where_it_has_one():
 
 def test_several_triggers_have_a_line_each():
     table = repeat.markdown(content(made_up(), made_up("colour:0", one_round=0.05)))
-    assert "| `bw:170` | 3.0 (3.0) | 99.0 (99.0) | 15.0 (20.0) | 2.0 (2.0) | 2.0 (2.0) |" in table
-    assert "MESA against the floor of its trigger: +0.5 points (worst +2.0)" in table
+    assert "| `bw:170` | 3.0 | 99.0 | 15.0 (20.0) | 2.0 | 1.0 | 1.0 |" in table
+    assert "ASR after MESA +0.5 (worst +2.0) against the floor" in table
+    assert "+2.5 (worst +4.0) against the clean model after the same repair, +2.5 (worst +4.0) against the id" in table
+
+
+def test_rounds_have_a_line_only_where_a_second_one_ran():
+    assert "MESA rounds" not in repeat.markdown(content(made_up(), made_up(seed=1)))
+    assert "| MESA rounds |" in repeat.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
+
+
+def test_a_clean_model_that_all_runs_share_has_no_spread():
+    runs = content(made_up(), made_up(seed=1))
+    assert "| clean, never attacked | 90.0 ± 0.0 % |" in repeat.markdown(runs)
+    runs["params"]["clean_seed"] = 0
+    assert "| clean, never attacked | 90.0 % |" in repeat.markdown(runs)
+    assert "Mean ± standard deviation over 2 runs, the point baseline 2 times in each." in repeat.markdown(runs)
 
 
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        (made_up(), "in 0 of 1 runs, of which the look notices 0; it asks for more in 0"),
-        (made_up(one_round=0.5, looks=(False, True)), "in 1 of 1 runs, of which the look notices 1;"),
-        (made_up(looks=(False, True)), "it asks for more in 1 others. Rounds until clear: 2.0 (most 2)"),
-        (made_up(one_round=0.5, rounds=0.5), "notices 0; it asks for more in 0"),
+        (made_up(), "in 0 of 1 runs. Rounds until clear: 1.0"),
+        (made_up(one_round=0.5, looks=(False, True)), "in 1 of 1 runs, of which the look notices 1."),
+        (made_up(looks=(False, True)), "asks for another round in 1 others. Rounds until clear: 2.0 (most 2)"),
+        (made_up(one_round=0.5, rounds=0.5), "notices 0. Rounds"),
         (made_up(one_round=0.5, rounds=0.5), "false all-clears at the end: 1."),
         (made_up(one_round=0.5, rounds=0.5, looks=(False, False)), "false all-clears at the end: 0."),
         (made_up(looks=(True,)), "10 s beyond the first model and repair"),

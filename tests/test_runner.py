@@ -53,7 +53,7 @@ def test_the_series_runs_through_papermill_from_a_parameter_file(shared_store, t
     assert result["params"]["alpha"] == 0.2 and result["params"]["trigger"].endswith("patch.png")
     names = [row["model"] for row in result["rows"]]
     assert names == ["clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary",
-                     "random simple", "point 1", "MESA", "MESA rounds", "ideal"]  # fmt: skip
+                     "random mixed", "point 1", "MESA", "MESA rounds", "ideal", "clean, repaired"]  # fmt: skip
     table = pd.read_csv(out / "table.csv")
     assert list(table["model"]) == names and table["ASR"].between(0, 100).all()
     assert "MESA" in shown.out and "table.csv" in shown.out, "it ends in the table and the paths"

@@ -211,8 +211,8 @@ def test_the_attack_does_not_change_the_clean_model(made):
 def test_the_table_has_a_row_for_each_model(made):
     rows = made[1]
     assert [row["model"] for row in rows] == [
-        "clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "random simple",
-        "point 1", "point 2", "MESA", "MESA rounds", "ideal",
+        "clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "random mixed",
+        "point 1", "point 2", "MESA", "MESA rounds", "ideal", "clean, repaired",
     ]  # fmt: skip
     for row in rows:
         assert row["clean_accuracy"]["images"] == 400
@@ -224,7 +224,7 @@ def test_rounds_tell_what_each_look_found_and_begin_with_the_round_of_mesa(made)
     looks = rounds.result["rounds"]
     assert 1 <= len(looks) <= made[0].p.rounds
     assert not any(look["clear"] for look in looks[:-1])
-    assert all(look["clear"] == (max(look["screened"], look["sampled"], look["earlier"]) < 0.2) for look in looks)
+    assert all(look["clear"] == (max(look["searched"], look["sampled"], look["earlier"]) < 0.2) for look in looks)
     assert same(once.tensors, rounds.tensors) == (len(looks) == 1)
 
 
