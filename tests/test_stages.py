@@ -267,7 +267,7 @@ def test_a_trigger_of_another_shape_goes_through_all_stages(tmp_path):
     these = tiny(trigger=f"file:{tmp_path}/wide.npy", point_repeats=1)
     assert these.point().shape == (3, 2, 5)
     samples = these.distribution()[0].sample(4, torch.Generator().manual_seed(0))
-    assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 10
+    assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 11
 
 
 def checkpoint(file, **changes):
@@ -379,7 +379,7 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
     assert kinds == {"clean", "attacked", "distribution", "point", "repaired", "measured", "report"}
     differ = [name for name in first if not name.endswith("made.json") and first[name] != second[name]]
     assert not differ
-    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 9
+    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 10
 
 
 # --- every parameter file, end to end --------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_every_parameter_file_runs_to_the_table(small_tree, file):
     these = Stages(params.read([file], [f"{name}={value}" for name, value in small.items()]))
     rows = these.table()
     assert [row["model"] for row in rows[2:]] == [name.replace("point", "point 1") for name in CONTROLS]
-    assert len(rows) == 2 + 8
+    assert len(rows) == 2 + 9
     for row in rows:
         for name in ("clean_accuracy", "target_recall", "asr", "true_label_accuracy"):
             assert 0 <= row[name]["low"] <= row[name]["rate"] <= row[name]["high"] <= 1
