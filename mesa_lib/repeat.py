@@ -98,6 +98,8 @@ def markdown(content: dict) -> str:
         if paper:
             lines[-1] += " {:.1f} % ({:.1f}) |".format(*paper[name]) if name in paper else " |"
     made, seeds = runs[0]["made"], sorted({run["seed"] for run in runs})
+    threads = sorted({str(run["made"]["threads"]) for run in runs})
+    threads = " or ".join(threads) + (" thread" if threads == ["1"] else " threads")
     chosen = list(dict.fromkeys(run["trigger"] for run in runs))
     lines += per_trigger(runs, chosen) if len(chosen) > 1 else []
     lines += ["", changes(runs)] if len(runs) > 1 else []
@@ -110,7 +112,7 @@ def markdown(content: dict) -> str:
         f"{over}, the point baseline {repeats} times in each. "
         f"{p['dataset']}, {', '.join(f'`{t}`' for t in chosen)}, target {p['target']}, "
         f"seeds {', '.join(map(str, seeds))}; {made['device']} "
-        f"({made['device_name']}, {made['threads']} threads), torch {made['torch']}; {spent}.",
+        f"({made['device_name']}, {threads}), torch {made['torch']}; {spent}.",
     ]
     lines += ["", samples_line(runs)]
     lines += ["", rounds_line(whole)]

@@ -22,7 +22,7 @@ def fixed(trigger: Tensor) -> Source:
 
 
 def random(law: str, size: tuple[int, int]) -> Source:
-    """Random triggers, no modelling: `uniform`, `binary` or `bw` (see triggers.random)."""
+    """Random triggers, no modelling, of a law of `triggers.random`."""
     return lambda n, rng: trigger_laws.random(n, law, rng, size)
 
 

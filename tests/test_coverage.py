@@ -40,6 +40,15 @@ def test_a_search_finds_what_fires_and_measures_it_again():
     assert torch.equal(nothing, torch.zeros(5))
 
 
+def test_the_rate_of_the_best_is_that_of_the_first_on_images_drawn_anew():
+    """Class 1 is the target and left out: with white the model says 1 for all others, with black for none."""
+    white, black = torch.ones(1, 3, 3, 3), torch.zeros(1, 3, 3, 3)
+    of = Answers(), IMAGES, LABELS, 1
+    known = {"seed": 0, "precision": "float32"}
+    assert coverage.rate_of_best(*of, torch.cat([white, black]), **known) == 1
+    assert coverage.rate_of_best(*of, torch.cat([black, white]), **known) == 0
+
+
 class Hidden(torch.nn.Module):
     """Class 1 the likelier the nearer some window of 3 x 3 pixels comes to a black-white pattern."""
 

@@ -50,6 +50,14 @@ def test_several_triggers_have_a_line_each():
     assert "+2.5 (worst +4.0) against the clean model after the same repair, +2.5 (worst +4.0) against the id" in table
 
 
+def test_the_caption_names_every_number_of_threads():
+    other = made_up(seed=1)
+    other["made"] = other["made"] | {"threads": 1}
+    assert "(a processor, 1 or 2 threads)" in repeat.markdown(content(made_up(), other))
+    assert "(a processor, 2 threads)" in repeat.markdown(content(made_up(), made_up(seed=1)))
+    assert "(a processor, 1 thread)" in repeat.markdown(content(other))
+
+
 def test_rounds_have_a_line_only_where_a_second_one_ran():
     assert "MESA rounds" not in repeat.markdown(content(made_up(), made_up(seed=1)))
     assert "| MESA rounds |" in repeat.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
