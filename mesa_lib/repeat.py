@@ -192,15 +192,20 @@ def rounds_line(runs: list[dict]) -> str:
     )
 
 
-def into_readme(readme: Path | None = None) -> None:
-    """Put the tables of results/*.json between their markers in the README: `<!-- table NAME -->`."""
+def into_readme(readme: Path | None = None, table: Callable[[str, dict], str] | None = None) -> None:
+    """Put the tables of results/*.json between their markers in the README: `<!-- table NAME -->`.
+
+    table: name and content of a result file -> its markdown; default `markdown`, for files of `run`
+    """
     readme = readme or paths.root() / "README.md"
+    table = table or (lambda name, content: markdown(content))
     text = readme.read_text()
     for file in sorted((paths.root() / "results").glob("*.json")):
         start, end = f"<!-- table {file.stem} -->", f"<!-- end {file.stem} -->"
         if start in text and end in text:
             head, _, rest = text.partition(start)
-            text = head + start + "\n" + markdown(json.loads(file.read_text())) + "\n" + end + rest.partition(end)[2]
+            inner = table(file.stem, json.loads(file.read_text()))
+            text = head + start + "\n" + inner + "\n" + end + rest.partition(end)[2]
     readme.write_text(text)
 
 

@@ -1,0 +1,108 @@
+"""Put the tables of results/*.json into benchmarks/README.md: `python benchmarks/tables.py`."""
+
+import sys
+from pathlib import Path
+
+from mesa_lib import paths, repeat
+
+sys.path.insert(0, str(Path(__file__).parent))
+import presets  # noqa: E402
+
+#: measured beforehand on a machine with AMX, ResNet-18, batch 128: how many times faster than plain each rung is, and
+#: the ratio of its bf16 to its float32 matrix product (2,231 and 327 GFLOP/s). What this machine does was predicted
+#: from it: without bf16 the same, with bf16 less by as much as its own ratio of the two products is smaller
+ELSEWHERE = {
+    "channels-last, no weight gradients": 1.6,
+    "+ bf16 autocast": 5.7,
+    "+ BatchNorm folded": 8.3,
+    "+ weights kept in bf16": 8.5,
+    "+ torch.compile": 9.7,
+}
+ELSEWHERE_RATIO = 2231 / 327
+
+
+def speed(content: dict) -> str:
+    """The ladder, predicted and measured; then the figures of the whole way, ours and plain."""
+    parts, found = content["parts"], content["summary"]
+    rungs = {k: v for k, v in parts["ladder"].items() if k != "compilation" and not k.startswith("peak")}
+    plain = next(iter(rungs.values()))
+    ratio = parts["peak"]["bfloat16"] / parts["peak"]["float32"] / ELSEWHERE_RATIO
+    lines = [
+        "| one modelling step | with AMX | predicted here | measured here | milliseconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, seconds in rungs.items():
+        known = ELSEWHERE.get(name) if content["about"]["params"]["network"] == "resnet18" else None
+        ahead = known * min(1, ratio) if known and name != "channels-last, no weight gradients" else known
+        cells = [f"{value:.1f}" if value else "" for value in (known, ahead)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {plain / seconds:.1f} | {1000 * seconds:.0f} |")
+    ours, steps = parts["ours"], parts["plain"]
+    gflops = {k: v / 1e9 for k, v in parts["peak"].items() if k.startswith(("float", "bfloat"))}
+    made = content["made"]
+    lines += [
+        "",
+        f"Medians of {content['about']['repeats']}, batch {content['about']['batch']}, "
+        f"{content['about']['params']['network']}; {made['device_name']}, {made['threads']} threads, torch "
+        f"{made['torch']}; matrix product of 4096: {gflops['float32']:.0f} GFLOP/s float32, {gflops['bfloat16']:.0f} "
+        f"bf16. A modelling step reaches {100 * found['fraction of the bf16 peak, one step']:.0f} % of the latter, "
+        f"modelling as a whole {100 * found['fraction of the bf16 peak, modelling']:.0f} %."
+        + (f" Compilation took {parts['ladder']['compilation']:.0f} s." if "compilation" in parts["ladder"] else ""),
+        "",
+        "| from the backdoored checkpoint to the repaired model | plain | ours | times faster |",
+        "|---|---|---|---|",
+        f"| seconds | {found['plain, checkpoint to repaired model (step times x steps)']:,.0f} (step times × steps) "
+        f"| {ours['checkpoint to repaired model']:.0f} | {found['checkpoint to repaired model, plain / ours']:.0f} |",
+        f"| modelling, three levels, seconds | | {ours['three levels']:.0f} | |",
+        f"| repair, seconds | | {ours['repair']:.0f} | |",
+        f"| seconds a step, modelling / repair | {steps['modelling']:.2f} / {steps['repair']:.2f} | | |",
+        f"| images a second, modelling / training | | {ours['images a second, modelling']:.0f} / "
+        f"{ours['images a second, training']:.0f} | |",
+        f"| peak memory, GiB | {steps['peak memory, GiB']:.1f} | {ours['peak memory, GiB']:.1f} | |",
+    ]
+    reached = {"plain": parts.get("plain quality", {}).get("repaired"), "ours": ours["repaired"]}
+    for name, what in (("ASR", "asr"), ("clean accuracy", "clean accuracy")):
+        cells = [f"{100 * row[what]:.1f} %" if row else "" for row in reached.values()]
+        lines.append(f"| {name} afterwards (before: {100 * ours['attacked'][what]:.1f} %) | {' | '.join(cells)} | |")
+    return "\n".join(lines)
+
+
+def coverage(content: dict) -> str:
+    """One line a series: the attacker's trigger after every round, and what the look found."""
+    lines = [
+        "| trigger | start | learning rate | floor | attacker's trigger after each round | the look's largest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in content["runs"]:
+        asr = " → ".join(f"{100 * r['asr']:.1f}" for r in run["rounds"])
+        look = " → ".join(f"{100 * max(r[k] for k in ('searched', 'sampled', 'earlier')):.1f}" for r in run["rounds"])
+        lines.append(
+            f"| `{run['trigger']}`, target {run['target']} | {run['start']} | {run['repair_lr']} "
+            f"| {100 * run['floor']['asr']:.1f} % | {asr} % | {look} % |"
+        )
+    found = ", ".join(f"{100 * x['searched']:.1f} % (target {x['target']})" for x in content["never attacked"])
+    return "\n".join(lines) + f"\n\nWhat a search finds on clean models: {found}."
+
+
+def sweep(content: dict) -> str:
+    """One line a setting of the repair: ASR and clean accuracy on the defender's own held-out images."""
+    models = list(dict.fromkeys((r["trigger"], r["start"]) for r in content["runs"]))
+    heads = [f"`{trigger}`, {'from scratch' if start == 'scratch' else 'fine-tuned'}" for trigger, start in models]
+    lines = [f"| ASR / clean accuracy | {' | '.join(heads)} |", "|---" * (len(models) + 1) + "|"]
+    table: dict[str, dict] = {}
+    for r in content["runs"]:
+        name = r["repair"]
+        if "repair_rate" in r:
+            name += f", {100 * r['repair_rate']:.0f} % triggered, rate {r['repair_lr']}, {r['repair_epochs']} epochs"
+        table.setdefault(name, {})[r["trigger"], r["start"]] = (
+            f"{100 * r['asr']:.1f} / {100 * r['clean_accuracy']:.1f} %"
+        )
+    return "\n".join(lines + [f"| {name} | {' | '.join(row[m] for m in models)} |" for name, row in table.items()])
+
+
+TABLES = {
+    "speed": speed, "speed-resnet18": speed, "presets": presets.markdown, "presets-scratch": presets.markdown,
+    "coverage": coverage, "sweep": sweep,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    repeat.into_readme(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))
