@@ -79,8 +79,24 @@ def coverage(content: dict) -> str:
             f"| `{run['trigger']}`, target {run['target']} | {run['start']} | {run['repair_lr']} "
             f"| {100 * run['floor']['asr']:.1f} % | {asr} % | {look} % |"
         )
-    found = ", ".join(f"{100 * x['searched']:.1f} % (target {x['target']})" for x in content["never attacked"])
-    return "\n".join(lines) + f"\n\nWhat a search finds on clean models: {found}."
+    lines += [
+        "",
+        "| after a first round that missed | with pairs | without | its distance | attacker's: own / other images |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for run in content["runs"]:
+        if found := run.get("beside"):
+            rates = [found[k] for k in ("best, modelling", "unpaired, modelling")]
+            both = [found[f"attacker's, {k}"] for k in ("modelling", "evaluation")]
+            lines.append(
+                f"| `{run['trigger']}`, {run['repair_lr']} | {' | '.join(f'{100 * r:.1f} %' for r in rates)} "
+                f"| {found['distance']:.2f} | {' / '.join(f'{100 * r:.1f} %' for r in both)} |"
+            )
+    searched = ", ".join(
+        f"{100 * x['searched']:.1f} % (target {x['target']}, model of seed {x['clean_seed']})"
+        for x in content["never attacked"]
+    )
+    return "\n".join(lines) + f"\n\nWhat a search finds on clean models: {searched}."
 
 
 def sweep(content: dict) -> str:
@@ -92,7 +108,8 @@ def sweep(content: dict) -> str:
     for r in content["runs"]:
         name = r["repair"]
         if "repair_rate" in r:
-            name += f", {100 * r['repair_rate']:.0f} % triggered, rate {r['repair_lr']}, {r['repair_epochs']} epochs"
+            stamped = f", {100 * r['repair_rate']:.0f} % triggered" if r["repair"] == "MESA" else ""
+            name += f"{stamped}, rate {r['repair_lr']}, {r['repair_epochs']} epochs"
         table.setdefault(name, {})[r["trigger"], r["start"]] = (
             f"{100 * r['asr']:.1f} / {100 * r['clean_accuracy']:.1f} %"
         )

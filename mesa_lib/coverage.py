@@ -20,7 +20,7 @@ from .staircase import Settings, TriggerDistribution
 
 #: (model, triggers to stamp, number of the round) -> the model after a repair
 Repair = Callable[[nn.Module, Source, int], nn.Module]
-#: what a search starts from (`triggers.random`): families that hold no copy of an attacker's black-white pattern
+#: what a search starts from (`triggers.random`): families that do not draw black-white patterns as such
 LAW = "mixed"
 
 
@@ -44,6 +44,7 @@ def search(
     labels: Tensor,
     target: int,
     *,
+    law: str = LAW,
     size: tuple[int, int] = (3, 3),
     first: int = 1024,
     generations: int = 12,
@@ -54,7 +55,7 @@ def search(
     seed: int = 0,
     precision: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Random triggers of the families of `LAW`, improved by selection and mutation; forward passes only.
+    """Random triggers of a law (`triggers.random`), improved by selection and mutation; forward passes only.
 
     All triggers of a generation are stamped on the same images at the same places, and judged by the mean probability
     of the target class: what separates them is then the trigger and not the draw. Returns the `keep` best
@@ -76,7 +77,7 @@ def search(
             scores.append(logits.float().softmax(1)[:, target].reshape(n, images_each).mean(1))
         return torch.cat(scores)
 
-    drawn = triggers.random(first, LAW, rng, size)
+    drawn = triggers.random(first, law, rng, size)
     scores, seen = judge(drawn), torch.ones(first, device=device)
     for _ in range(generations):
         best = scores.topk(min(parents, len(drawn))).indices

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import device as devices
+
 
 class StatisticsNetwork(nn.Module):
     """T: pairs (x, z), x of any shape (B, ...), z (B, noise_dim) -> (B,).
@@ -94,14 +96,15 @@ def estimate(
     critic = build(x.shape[1], z.shape[1], hidden, False, seed)
     optimiser = torch.optim.Adam(critic.parameters(), lr)
     average, history = MovingAverage(ema_rate), []
-    for _ in range(steps):
-        index = torch.randint(half, (batch_size,), generator=rng)
-        other = torch.randint(half, (batch_size,), generator=rng)
-        joint, marginal = critic(x[index], z[index]), critic(x[index], z[other])
-        optimiser.zero_grad()
-        average.loss(joint, marginal).backward()
-        optimiser.step()
-        history.append(float(lower_bound(joint.detach(), marginal.detach())))
+    with devices.one_thread():  # networks this small are twice as fast on one
+        for _ in range(steps):
+            index = torch.randint(half, (batch_size,), generator=rng)
+            other = torch.randint(half, (batch_size,), generator=rng)
+            joint, marginal = critic(x[index], z[index]), critic(x[index], z[other])
+            optimiser.zero_grad()
+            average.loss(joint, marginal).backward()
+            optimiser.step()
+            history.append(float(lower_bound(joint.detach(), marginal.detach())))
     with torch.no_grad():
         x, z = x[half:], z[half:]
         shuffled = z[torch.randperm(len(z), generator=rng)]

@@ -76,7 +76,7 @@ class Params(BaseModel):
     steps: Count = Field(150, ge=1, description="optimiser steps per level")
     triggers_per_step: Count = Field(64, ge=2, description="triggers per step")
     images_per_trigger: Count = Field(4, ge=1, description="images that one trigger is tested on per step")
-    generator: Literal["plain", "skip"] = Field("skip", description="plain: 3 layers; skip: 4, noise to each")
+    generator: Literal["plain", "skip"] = Field("skip", description="plain: 3 layers; skip: 4, a quarter of z to each")
     hidden: Count = Field(256, ge=1, description="units per layer of generator and statistics network")
     noise_dim: Count = Field(16, ge=4, multiple_of=4, description="length of the noise z, a multiple of 4")
     noise: Literal["gaussian", "uniform"] = Field("gaussian", description="law of the noise z: gaussian or uniform")

@@ -143,6 +143,8 @@ def distribution_map(groups: dict[str, Tensor], marks: dict[str, Tensor], *, met
     """Groups of triggers (n, 3, h, w) in the plane, all embedded together, with single triggers marked (`MARKS`)."""
     figure, axis = plt.subplots(figsize=(5.6, 4.4))
     _draw_map(axis, _embedded({"": (groups, marks)}, method)[0], groups, marks, title or method)
+    if method == "pca":
+        axis.set_aspect("equal")
     axis.legend(fontsize=8, loc="best")
     return figure
 
@@ -211,26 +213,35 @@ def sweep(values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlab
     return figure
 
 
-def rounds(series: dict[str, list[dict]], clear_below: float) -> Figure:
+#: the means of a look (`coverage.Look`), as figures and tables name them
+LOOKS = {"earlier": "samples so far", "sampled": "fresh generator", "searched": "search"}
+
+
+def rounds(series: dict[str, list[dict]], clear_below: float, floors: Sequence[float]) -> Figure:
     """After every round: the ASR of the attacker's trigger, and what the defender's look found by each of its means.
 
-    title -> one record a round with `asr`, `searched`, `sampled` and `earlier`, all in [0, 1].
+    title -> one record a round with `asr` and the keys of `LOOKS`, all in [0, 1]; the clean model's ASR of each title.
+    The axis is logarithmic; what is below 0.3 % is drawn there.
     """
     lines = {
         "asr": ("attacker's trigger", COLOURS["attacked"], "o-"),
-        "earlier": ("its own samples", COLOURS["MESA"], "v--"),
-        "sampled": ("fresh generator", COLOURS["ideal"], "^--"),
-        "searched": ("best of a search", COLOURS["clean"], "s--"),
+        "earlier": (LOOKS["earlier"], COLOURS["MESA"], "v--"),
+        "sampled": (LOOKS["sampled"], COLOURS["ideal"], "^--"),
+        "searched": (LOOKS["searched"], COLOURS["clean"], "s--"),
     }
     most = max(len(records) for records in series.values())
     figure, axes = plt.subplots(1, len(series), figsize=(3.0 * len(series), 3.4), sharey=True, squeeze=False)
-    for axis, (title, records) in zip(axes.flat, series.items(), strict=True):
+    for axis, floor, (title, records) in zip(axes.flat, floors, series.items(), strict=True):
         numbers = range(1, len(records) + 1)
         for name, (label, colour, style) in lines.items():
-            axis.plot(numbers, [100 * r[name] for r in records], style, color=colour, label=label)
+            axis.plot(numbers, [max(100 * r[name], 0.3) for r in records], style, color=colour, label=label, ms=5)
         axis.axhline(100 * clear_below, color="0.3", linestyle=":", linewidth=1.5, label="limit of an all-clear")
-        axis.set(xlabel="round", xlim=(0.7, most + 0.3), ylim=(-3, 103), xticks=range(1, most + 1))
+        axis.axhline(100 * floor, color=COLOURS["attacked"], linestyle=":", linewidth=1.5, label="clean model's floor")
+        axis.set_yscale("log")
+        axis.set(xlabel="round", xlim=(0.7, most + 0.3), ylim=(0.25, 130), xticks=range(1, most + 1))
+        axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axis.minorticks_off()
         axis.set_title(title, fontsize=11)
     axes[0, 0].set_ylabel("success rate (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return figure

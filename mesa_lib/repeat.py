@@ -32,9 +32,9 @@ def one_seed(p: Params) -> dict:
     without, _ = stages.distribution(alpha=0.0, betas=(top,))
     samples = {}
     for name, source in [(f"beta {b}", distribution.at(b)) for b in distribution.betas] + [("alpha 0", without)]:
-        drawn = source.sample(200, devices.rng(p.seed, stages.device)).cpu()
-        rate = metrics.asr_of_samples(attacked.model, held.images, held.labels, drawn, p.target, seed=p.seed)
-        information = source.levels[0].information
+        drawn = source.sample(2000, devices.rng(p.seed, stages.device)).cpu()
+        rate = metrics.asr_of_samples(attacked.model, held.images, held.labels, drawn[:200], p.target, seed=p.seed)
+        information = source.measured_information()
         samples[name] = {"asr": float(rate.mean()), "information": information} | metrics.diversity(drawn)
     seconds = {
         "clean": stages.clean().artifact.made["seconds"],

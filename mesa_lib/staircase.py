@@ -42,7 +42,7 @@ class Settings:
     noise_dim: int = 16  # length of z; with 64 (code) MINE finds next to nothing in a few hundred steps
     trigger_size: tuple[int, int] = (3, 3)  # (h, w): known to the defender, as in the paper
     seed: int = 0
-    generator: str = "skip"  # plain: three layers (text); skip: four layers, noise to each (code)
+    generator: str = "skip"  # plain: three layers (text); skip: four layers, a quarter of the noise to each (code)
     noise: str = "gaussian"  # law of z: gaussian (text), uniform (code)
     critic: str = "linear"  # last layer of T: linear (MINE), leaky ReLU (code)
     critic_steps: int = 4  # updates of T for one of G (code: 1); T is cheap beside the classifier
@@ -280,6 +280,19 @@ class TriggerDistribution:
         z = generators.noise(n, s.noise_dim, s.noise, rng)
         drawn = [level.generator.to(rng.device).eval()(z) for level in self.levels]
         return torch.stack(drawn)[which, torch.arange(n, device=rng.device)]
+
+    def measured_information(self, n: int = 4096, seed: int = 0) -> float:
+        """I(G(z); z) of the highest level in nats, by a new statistics network on n fresh samples.
+
+        `Level.information` comes from the network that was trained with the generator, whose size, steps and loss
+        depend on the settings; this one is always the same, so that settings can be compared.
+        """
+        s, top = self.settings, self.levels[0].generator
+        device = next(top.parameters()).device
+        z = generators.noise(n, s.noise_dim, s.noise, devices.rng(seed, device))
+        with torch.no_grad():
+            x = top.eval()(z)
+        return mine.estimate(x.cpu(), z.cpu(), seed=seed)[0]
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights, named `level0.last.weight` and so on, for the store."""

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from . import paths
 
-LAWS = ("uniform", "binary", "bw", "grey", "two", "mixed")
-#: the laws of `mixed`; not `bw`, which would draw the black-white pattern of an attacker itself, one of only 512
+#: the laws of `mixed`; not `bw`, which would draw the black-white pattern of an attacker itself, one of only 512. One
+#: in 256 patches of `two` has that pattern's layout in other colours; `unpaired` does without them
 MIXED = ("uniform", "binary", "grey", "two")
+MIXTURES = {"mixed": MIXED, "unpaired": MIXED[:3]}
+LAWS = ("uniform", "binary", "bw", "grey", "two", *MIXTURES)
 
 
 # --- black-white patterns --------------------------------------------------------------------------------
@@ -105,14 +107,14 @@ def random(n: int, law: str, rng: torch.Generator, size: tuple[int, int] = (3, 3
     """n random triggers -> (n, 3, h, w): what a defender can try without any modelling.
 
     `uniform` colours; `binary`, every channel 0 or 1; `bw`, black or white pixels; `grey`, any greys; `two`, each pixel
-    one of two random colours; `mixed`, each trigger of one of these laws but `bw`.
+    one of two random colours; `mixed`, each trigger of one of these laws but `bw`; `unpaired`, neither `bw` nor `two`.
     """
     if law not in LAWS:
         raise ValueError(f"random triggers of law {law!r}: expected one of {', '.join(LAWS)}")
     options = {"generator": rng, "device": rng.device}
-    if law == "mixed":
-        drawn = torch.stack([random(n, name, rng, size) for name in MIXED])
-        return drawn[torch.randint(len(MIXED), (n,), **options), torch.arange(n, device=rng.device)]
+    if law in MIXTURES:
+        drawn = torch.stack([random(n, name, rng, size) for name in MIXTURES[law]])
+        return drawn[torch.randint(len(drawn), (n,), **options), torch.arange(n, device=rng.device)]
     if law == "two":
         first, second = torch.rand(2, n, 3, 1, 1, **options)
         return torch.where(torch.rand(n, 1, *size, **options) < 0.5, first, second)

@@ -100,3 +100,17 @@ def test_leaky_damps_the_negative_side_only():
 def test_weights_follow_the_seed():
     first, again, other = (mine.build(2, 2, 4, False, seed).last.weight for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_an_estimate_does_not_depend_on_the_number_of_threads_and_leaves_it_as_it_was():
+    rng = torch.Generator().manual_seed(0)
+    z = torch.randn(400, 4, generator=rng)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(mine.estimate(z + 0.5, z, steps=30, batch_size=64, hidden=16)[0])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]

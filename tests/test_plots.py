@@ -94,8 +94,9 @@ def test_rounds_show_the_truth_beside_what_each_means_of_a_look_found():
         {"asr": 0.9, "searched": 0.1, "sampled": 0.7, "earlier": 0.0},
         {"asr": 0.02, "searched": 0.05, "sampled": 0.01, "earlier": 0.03},
     ]
-    figure = plots.rounds({"one": records, "two": records[:1]}, clear_below=0.2)
-    truth, own, fresh, searched, bound = figure.axes[0].lines
-    assert list(truth.get_ydata()) == [90, 2] and list(own.get_ydata()) == [0, 3]
+    figure = plots.rounds({"one": records, "two": records[:1]}, clear_below=0.2, floors=(0.004, 0.01))
+    truth, own, fresh, searched, bound, floor = figure.axes[0].lines
+    assert list(truth.get_ydata()) == [90, 2] and list(own.get_ydata()) == [0.3, 3], "0 has no place on the axis"
     assert list(fresh.get_ydata()) == [70, 1] and list(searched.get_ydata()) == [10, 5]
-    assert bound.get_ydata()[0] == 20 and [a.get_title() for a in figure.axes] == ["one", "two"]
+    assert bound.get_ydata()[0] == 20 and floor.get_ydata()[0] == pytest.approx(0.4)
+    assert [a.get_title() for a in figure.axes] == ["one", "two"]

@@ -1,11 +1,12 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from mesa_lib import classifiers, staircase
+from mesa_lib import classifiers, mine, staircase
 from mesa_lib.staircase import Level, Settings, TriggerDistribution
 
 CENTRE, WIDTH = torch.tensor([0.6, 0.4]), 0.25
@@ -391,3 +392,26 @@ def test_a_level_on_cuda():
     on_cpu = {name: tensor.cpu() for name, tensor in fitted.tensors().items()}
     restored = TriggerDistribution.restore(on_cpu, fitted.summary(), (3, 2, 3), TINY)
     assert restored.sample(20, rng()).shape == (20, 3, 2, 3)
+
+
+class Spread(torch.nn.Module):
+    """Triggers (n, 1, 1, 4) that show the first `known` of four noise values."""
+
+    def __init__(self, known: int):
+        super().__init__()
+        self.shown = torch.nn.Parameter((torch.arange(4) < known).float())
+
+    def forward(self, z):
+        return (z * self.shown)[:, None, None]
+
+
+def test_measured_information_grows_with_what_the_triggers_tell_of_the_noise(monkeypatch):
+    """Uniform noise, seen as it is, has no finite information; the bound grows with the number of values seen."""
+    monkeypatch.setattr(mine, "estimate", partial(mine.estimate, steps=300, batch_size=128))
+    found = [
+        TriggerDistribution(
+            [Level(0.9, Spread(known), 0.0)], [1.0], Settings(betas=(0.9,), noise_dim=4)
+        ).measured_information(1024)
+        for known in (0, 1, 3)
+    ]
+    assert abs(found[0]) < 0.1 and 0.7 < found[1] < found[2] - 0.5

@@ -200,7 +200,7 @@ def test_random_triggers_follow_their_law(law):
     grey = torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
     assert (binary, grey) == {
         "uniform": (False, False), "binary": (True, False), "bw": (True, True), "grey": (False, True),
-        "two": (False, False), "mixed": (False, False),
+        "two": (False, False), "mixed": (False, False), "unpaired": (False, False),
     }[law]  # fmt: skip
     assert torch.equal(drawn, triggers.random(2000, law, rng(), (2, 5)))
 
