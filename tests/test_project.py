@@ -82,7 +82,7 @@ def test_the_readmes_tables_are_those_of_the_results():
     from mesa_lib import repeat
 
     readme = (ROOT / "README.md").read_text()
-    for name in ("digits", "cifar10-cpu", "cifar10-scratch"):
+    for name in ("digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"):
         content = json.loads((ROOT / "results" / f"{name}.json").read_text())
         assert repeat.markdown(content) in readme, name
 
