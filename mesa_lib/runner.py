@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -59,14 +60,17 @@ def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None
     sources = [notebook(name) for name in names]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for i, source in enumerate(sources, 1):
-        run_one(source, p, out, label=f"[{i}/{len(sources)}] {source.stem}")
+        run_one(source, p, out, label=f"[{i}/{len(sources)}] {source.stem}", beside=[s.name for s in sources])
     if sources[-1].stem == SERIES[-1]:
         write_result(p, out)
     return out
 
 
-def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
-    """Execute one notebook into the folder `out`, whole under its name or, failed, under another."""
+def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str] = ()) -> Path:
+    """Execute one notebook into the folder `out`, whole under its name or, failed, under another.
+
+    beside: the notebooks that will lie in the folder; links to others become plain text
+    """
     target, scratch = out / source.name, out / f".running-{source.name}"
     start = time.monotonic()
     with watched(label):
@@ -90,6 +94,7 @@ def run_one(source: Path, p: Params, out: Path, label: str) -> Path:
         except DeadKernelError as error:
             raise SeriesFailed(f"{source.name} failed: its kernel died (killed, or out of memory)") from error
     book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
+    book = without_dead_links(book, beside)
     nbformat.write(book, scratch)
     os.replace(scratch, target)
     save_figures(book, out / "figures", source.stem)
@@ -125,6 +130,16 @@ def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookN
         notice = nbformat.v4.new_markdown_cell(text + named)
         notice.id = "notice"  # the same in every copy, so that two equal runs give equal files
         book.cells.insert(1, notice)
+    return book
+
+
+def without_dead_links(book: nbformat.NotebookNode, there: Sequence[str]) -> nbformat.NotebookNode:
+    """Links to notebooks that do not lie in the same folder become plain text."""
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                r"\[([^\]]+)\]\((\d\d_\w+\.ipynb)\)", lambda m: m[0] if m[2] in there else m[1], cell.source
+            )
     return book
 
 

@@ -13,6 +13,8 @@ from mesa_lib import paths, runner
 from mesa_lib.params import Params
 
 BOOKS = sorted((paths.root() / "notebooks").glob("*.ipynb"))
+#: copies that the runner executed with other parameters, kept beside the results
+COPIES = sorted((paths.root() / "results").glob("*/*.ipynb"))
 
 
 @pytest.fixture(params=BOOKS, ids=lambda f: f.stem)
@@ -88,6 +90,16 @@ def test_it_names_no_machine(file, book):
         assert set(cell.metadata) <= {"tags"}, "no papermill, execution or widget metadata"
     assert "widget" not in text.replace("ipywidgets", "") and "image/svg" not in text
     assert file.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("copy", COPIES, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_a_copy_beside_the_results_is_whole_says_what_it_is_and_names_no_machine(copy):
+    book = nbformat.read(copy, 4)
+    test_it_was_executed_from_top_to_bottom_without_errors(book)
+    test_it_names_no_machine(copy, book)
+    assert "executed with other parameters" in book.cells[1].source
+    assert [f.stem for f in sorted(copy.parent.glob("*.ipynb"))] == list(runner.SERIES)
+    test_links_between_notebooks_lead_somewhere(book, copy)
 
 
 def test_links_between_notebooks_lead_somewhere(book, file):

@@ -81,6 +81,12 @@ def test_a_copy_says_which_parameters_are_not_the_defaults():
     nbformat.validate(told)
 
 
+def test_a_copy_links_only_to_what_lies_beside_it():
+    cell = nbformat.v4.new_markdown_cell("[00 start](00_start.ipynb) and [01 next](01_next.ipynb), [b](b.md)")
+    book = runner.without_dead_links(nbformat.v4.new_notebook(cells=[cell]), ["01_next.ipynb"])
+    assert book.cells[0].source == "00 start and [01 next](01_next.ipynb), [b](b.md)"
+
+
 def test_plain_papermill_takes_a_parameter_file_and_a_trigger_from_any_folder(store, tmp_path):
     short = tmp_path / "short.yaml"
     short.write_text("clean_epochs: 1\nattack_epochs: 1\n")
