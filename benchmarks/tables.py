@@ -7,6 +7,7 @@ from mesa_lib import paths, repeat
 
 sys.path.insert(0, str(Path(__file__).parent))
 import presets  # noqa: E402
+import speed as measuring  # noqa: E402
 
 #: measured beforehand on a machine with AMX, ResNet-18, batch 128: how many times faster than plain each rung is, and
 #: the ratio of its bf16 to its float32 matrix product (2,231 and 327 GFLOP/s). What this machine does was predicted
@@ -26,7 +27,8 @@ def speed(content: dict) -> str:
     parts, found = content["parts"], content["summary"]
     rungs = {k: v for k, v in parts["ladder"].items() if k != "compilation" and not k.startswith("peak")}
     plain = next(iter(rungs.values()))
-    gflops = {k: max(parts[p][k] for p in ("peak", "peak again")) / 1e9 for k in ("float32", "bfloat16")}
+    rates = measuring.best_rates(parts)
+    gflops = {k: rates[k] / 1e9 for k in ("float32", "bfloat16")}
     ratio = gflops["bfloat16"] / gflops["float32"] / ELSEWHERE_RATIO
     known_elsewhere = content["about"]["params"]["network"] == "resnet18"
     heads = ["with AMX", "predicted here"] if known_elsewhere else []
