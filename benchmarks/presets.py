@@ -68,7 +68,7 @@ def measure(base: dict, changes: dict) -> dict:
 def markdown(content: dict) -> str:
     """One line a variant."""
     lines = [
-        "| variant | sample ASR | information | distance | ASR after repair, 1 % | the same, ours | seconds |",
+        "| variant | sample ASR | information | distance | ASR after repair, 1 % triggered | 10 % (ours) | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, v in content["variants"].items():
@@ -77,6 +77,16 @@ def markdown(content: dict) -> str:
             f"| {name} | {100 * v['samples']:.1f} % | {v['information']:.2f} | {v['distance']:.3f} | {' | '.join(asr)} "
             f"| {v['seconds']:.0f} |"
         )
+    known = next(iter(content["variants"].values()))
+    asr = [f"{100 * known[f'ideal, {rate} rate']['asr']['rate']:.1f} %" for rate in RATES]
+    p, made = content["params"], content["made"]
+    start = "from scratch" if p["start"] == "scratch" else "fine-tuned"
+    lines += [
+        f"| the attacker's own trigger | | | | {' | '.join(asr)} | |",
+        "",
+        f"`{p['trigger']}`, {start}, target {p['target']}, seed {p['seed']}, one run each; {made['device_name']}, "
+        f"{made['threads']} threads, torch {made['torch']}.",
+    ]
     return "\n".join(lines)
 
 
