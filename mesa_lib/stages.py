@@ -5,6 +5,7 @@ keys what it makes by all of those that matter for it, and by those of the stage
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -49,15 +50,18 @@ class Made:
 class Stages:
     """All stages for one set of parameters; data and device are looked up once."""
 
-    def __init__(self, p: Params):
+    def __init__(self, p: Params, images: datasets.Dataset | None = None):
+        """`images`: the data of these parameters, if they are at hand already"""
         self.p = p
         self.device = devices.pick(p.device)
         devices.keep_memory()
         self.trigger = triggers.parse(p.trigger)
+        self._images = images
 
     @cached_property
     def data(self) -> datasets.Dataset:
-        found = datasets.load(self.p.dataset, self.p.data_dir, self.p.split_seed, self.p.image_size)
+        p = self.p
+        found = self._images or datasets.load(p.dataset, p.data_dir, p.split_seed, p.image_size)
         attack.check_target(self.p.target, len(found.classes))
         triggers.check_fits(self.trigger, found.image_size)
         for name in ("modelling", "evaluation"):
@@ -288,16 +292,20 @@ class Stages:
 
         return store.train_or_load("measured", config, make, self.device).result
 
-    def table(self) -> list[dict]:
+    def table(self, controls: Iterable[str] = CONTROLS) -> list[dict]:
         """The before/after table: one row a model, with every control; the point baseline a row a repeat."""
         rows = [{"model": "clean, never attacked", "triggers stamped": "", **self.measured(self.clean())}]
         rows.append({"model": "attacked", "triggers stamped": "", **self.measured(self.attacked())})
-        for control, meaning in CONTROLS.items():
+        for control in controls:
             for repeat in range(self.p.point_repeats if control == "point" else 1):
                 made = self.repaired(control, repeat)
                 name = f"point {repeat + 1}" if control == "point" else control
-                rows.append({"model": name, "triggers stamped": meaning, **self.measured(made)})
+                rows.append({"model": name, "triggers stamped": CONTROLS[control], **self.measured(made)})
         return rows
+
+    def identity(self) -> dict:
+        """What the run is about, by content: images, trigger, a given checkpoint, and all settings up to the attack."""
+        return self._attack_config()
 
     def report(self) -> store.Artifact:
         """The table with all parameters, kept as the result of the series."""

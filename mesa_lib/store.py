@@ -6,7 +6,8 @@
                       tensors.safetensors   weights (numbers only: nothing here can run code)
 
 A folder is made under another name and renamed when whole, so what is found under its key is complete. A changed
-parameter has another key: stale results are never loaded.
+parameter has another key: stale results are never loaded. Who makes an artifact holds a lock (`runs/.locks/`), which
+the system takes back from a process that dies: what two processes want at the same moment is made once.
 """
 
 import hashlib
@@ -15,11 +16,13 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -58,19 +61,67 @@ def where(kind: str, config: dict) -> Path:
     return paths.runs() / kind / key(config)
 
 
+#: seconds that the artifacts being made have spent on other artifacts, one number for each of them, the newest last
+_elsewhere: list[float] = []
+
+
 def train_or_load(kind: str, config: dict, make: Callable[[], tuple[dict[str, Tensor], dict]], device=None) -> Artifact:
-    """Load the artifact of this configuration, or call `make` -> (tensors, result) and keep what it returns."""
+    """Load the artifact of this configuration, or call `make` -> (tensors, result) and keep what it returns.
+
+    If another process is making it, wait for that. `made["seconds"]` is the artifact's own time: what `make` spends on
+    other artifacts is theirs.
+    """
     found = load(kind, config)
     if found is not None:
         return found
+    asked = time.perf_counter()
+    try:
+        with held(f"{kind}-{key(config)}"):
+            return load(kind, config) or _make(kind, config, make, device)
+    finally:
+        if _elsewhere:
+            _elsewhere[-1] += time.perf_counter() - asked
+
+
+def _make(kind: str, config: dict, make: Callable[[], tuple[dict[str, Tensor], dict]], device) -> Artifact:
     start = time.perf_counter()
-    tensors, result = make()
+    _elsewhere.append(0.0)
+    try:
+        tensors, result = make()
+    finally:
+        elsewhere = _elsewhere.pop()
     made = {
-        "seconds": round(time.perf_counter() - start, 2),
+        "seconds": round(time.perf_counter() - start - elsewhere, 2),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     made |= devices.describe(device if device is not None else torch.device("cpu"))
     return save(kind, config, tensors, result, made)
+
+
+@contextmanager
+def held(name: str, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock `name` of this store: True, or False at once if another process has it and `wait` is not wanted.
+
+    The system frees the lock of a process that ends, however it ends. OSError if the store cannot be written.
+    """
+    folder = paths.runs() / ".locks"
+    lock = FileLock(folder / name, timeout=-1 if wait else 0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise OSError(
+            error.errno or 5,
+            f"cannot write {name} to {paths.show(folder)}: {error.strerror or error}; nothing was begun. "
+            "Free or unlock the folder, or name another with MESA_RUNS",
+        ) from error
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def save(kind: str, config: dict, tensors: dict[str, Tensor], result: dict, made: dict) -> Artifact:
@@ -79,7 +130,9 @@ def save(kind: str, config: dict, tensors: dict[str, Tensor], result: dict, made
     scratch = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.parent / f".making-{uuid.uuid4().hex}"
+        for left in target.parent.glob(f".making-{target.name}-*"):  # by a process that died
+            shutil.rmtree(left, ignore_errors=True)
+        scratch = target.parent / f".making-{target.name}-{uuid.uuid4().hex}"
         scratch.mkdir()
         tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         if tensors:
@@ -148,10 +201,21 @@ def sync(file: Path) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file so that nobody ever reads half of it: under a hidden name first, then renamed."""
-    scratch = file.with_name(f".{file.name}")
-    scratch.write_text(text)
-    os.replace(scratch, file)
+    """Write a text file so that nobody ever reads half of it: under a name of its own first, then renamed.
+
+    OSError in one line if the disk does not take it; what stood there before is then still there.
+    """
+    scratch = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text)
+        sync(scratch)
+        os.replace(scratch, file)
+    except OSError as error:
+        raise OSError(error.errno or 5, f"cannot write {paths.show(file)}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def load_checkpoint(file: str | Path) -> dict[str, Tensor]:

@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -242,6 +245,11 @@ def break_sync(monkeypatch, code):
     monkeypatch.setattr(store.os, "fsync", broken(code))
 
 
+def left(where):
+    """What lies in a store, but for its locks, which are empty files."""
+    return [f for f in where.rglob("*") if ".locks" not in f.relative_to(where).parts]
+
+
 BREAKS = [break_rename, break_tensors, break_text, break_last_text, break_folder, break_scratch_folder, break_sync]
 
 
@@ -256,7 +264,7 @@ def test_a_write_that_fails_says_why_and_leaves_nothing(own_store, monkeypatch, 
     assert error.value.errno == code and os.strerror(code) in message
     assert "cannot write kind" in message and "MESA_RUNS" in message and len(message.splitlines()) == 1
     assert str(own_store) not in message, "no absolute path"
-    assert not [f for f in own_store.rglob("*") if f.name != "kind"]
+    assert not [f for f in left(own_store) if f.name != "kind"]
     maker = Maker()
     assert not make(maker).loaded and make(maker).loaded and maker.calls == 1, "once the disk is well, all is well"
 
@@ -284,7 +292,70 @@ def test_an_error_while_making_leaves_nothing(own_store):
 
     with pytest.raises(FloatingPointError):
         make(fail)
-    assert not list(own_store.rglob("*"))
+    assert not left(own_store)
+
+
+# --- several processes -----------------------------------------------------------------------------------
+
+SLOW = """
+import sys, time, torch
+from pathlib import Path
+from mesa_lib import store
+
+def make():
+    with open(sys.argv[1], "a") as calls:
+        calls.write("made ")
+    time.sleep(1.5)
+    return {"w": torch.ones(2)}, {}
+
+print(store.train_or_load("kind", {"a": 1}, make).loaded)
+"""
+
+
+def slow(calls):
+    return subprocess.Popen([sys.executable, "-c", SLOW, str(calls)], stdout=subprocess.PIPE, text=True)
+
+
+def test_what_two_processes_want_is_made_once(tmp_path):
+    calls = tmp_path / "calls"
+    both = [slow(calls), slow(calls)]
+    assert sorted(process.communicate(timeout=120)[0].strip() for process in both) == ["False", "True"]
+    assert calls.read_text() == "made "
+
+
+def test_a_process_that_is_killed_leaves_the_next_one_free(tmp_path, own_store):
+    calls = tmp_path / "calls"
+    first = slow(calls)
+    while not calls.exists():
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    folder = store.where("kind", {"a": 1})
+    (folder.parent / f".making-{folder.name}-of-the-dead").mkdir(parents=True)
+    assert slow(calls).communicate(timeout=120)[0].strip() == "False"
+    assert calls.read_text() == "made made " and [f.name for f in folder.parent.iterdir()] == [folder.name]
+
+
+def test_an_artifacts_seconds_are_its_own(own_store):
+    def inner():
+        time.sleep(0.3)
+        return {}, {}
+
+    def outer():
+        store.train_or_load("inner", {"a": 1}, inner)
+        time.sleep(0.1)
+        return {}, {}
+
+    outer_made = store.train_or_load("outer", {"a": 1}, outer).made
+    inner_made = store.load("inner", {"a": 1}).made
+    assert 0.3 <= inner_made["seconds"] < 0.6 and 0.1 <= outer_made["seconds"] < 0.3
+
+
+def test_a_lock_is_taken_once_and_freed(own_store):
+    with store.held("x") as mine, store.held("x", wait=False) as second:
+        assert mine and not second
+    with store.held("x", wait=False) as third:
+        assert third
 
 
 # --- checkpoints from outside ----------------------------------------------------------------------------
@@ -387,4 +458,6 @@ def test_a_text_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert file.read_text() == "first"
     monkeypatch.undo()
     store.write_whole(file, "third")
+    with pytest.raises(OSError, match="cannot write .*inside: "):
+        store.write_whole(file / "inside", "fourth")
     assert file.read_text() == "third" and list(tmp_path.iterdir()) == [file]
