@@ -127,6 +127,11 @@ class Params(BaseModel):
                 raise ValueError("expected numbers in (0, 1) with commas between, as 0.9,0.8,0.5")
         return value
 
+    def as_stored(self) -> bool:
+        """Whether the stored notebooks were executed with these values: their bounds are meant for no others."""
+        machine = {"data_dir", "device"}  # where, not what
+        return self.model_dump(exclude=machine) == Params().model_dump(exclude=machine)
+
     def mesa(self, **changes) -> Settings:
         """The settings of the staircase (the trigger's size is known to the defender, as in the paper)."""
         chosen = {
@@ -241,5 +246,10 @@ def read(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Par
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: expected name=value")
-        values[name.strip()] = yaml.load(value, _Loader) if value.strip() else ""  # noqa: S506
+        values[name.strip()] = value_of(value)
     return check(values)
+
+
+def value_of(text: str) -> Any:
+    """The value that a text has in a parameter file: `3` -> 3, `1e-3` -> 0.001, nothing -> ''."""
+    return yaml.load(text, _Loader) if text.strip() else ""  # noqa: S506 (a SafeLoader)

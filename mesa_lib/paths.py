@@ -37,3 +37,17 @@ def show(path: Path | str) -> str:
         if path.is_relative_to(base.absolute()):
             return prefix + path.relative_to(base.absolute()).as_posix()
     return f".../{path.name}"
+
+
+def named(text: str, what: str, folder: Path) -> Path:
+    """A file by its path, or by its name alone when it lies in `folder` as NAME.yaml; ValueError names those there."""
+    for candidate in (Path(text), root() / text, folder / f"{text}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
+    raise ValueError(f"{what} {text!r}: not found; expected a path, or one of {known}")
+
+
+def parameter_file(text: str) -> Path:
+    """A parameter file by its path, or by its name alone when it lies in params/."""
+    return named(text, "parameter file", root() / "params")
