@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
@@ -57,23 +57,34 @@ def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None
     goes on where it was. SeriesFailed if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
     """
     out = out or paths.runs() / "series" / folder_name(p)
-    sources = [notebook(name) for name in names]
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for i, source in enumerate(sources, 1):
-        run_one(source, p, out, label=f"[{i}/{len(sources)}] {source.stem}", beside=[s.name for s in sources])
+    sources = run_notebooks(p, names, out)
     if sources[-1].stem == SERIES[-1]:
         write_result(p, out)
     return out
 
 
-def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str] = ()) -> Path:
+def run_notebooks(p: Params, names: Sequence[str], out: Path, quiet: bool = False) -> list[Path]:
+    """Execute the notebooks in order into the folder `out` -> the notebooks as they lie in the project."""
+    sources = [notebook(name) for name in names]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for i, source in enumerate(sources, 1):
+        label, beside = f"[{i}/{len(sources)}] {source.stem}", [s.name for s in sources]
+        run_one(source, p, out, label, beside, quiet)
+    return sources
+
+
+def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str] = (), quiet: bool = False) -> Path:
     """Execute one notebook into the folder `out`, whole under its name or, failed, under another.
 
     beside: the notebooks that will lie in the folder; links to others become plain text
+    quiet: nothing is shown while it runs
     """
     target, scratch = out / source.name, out / f".running-{source.name}"
+    failed = target.with_suffix(".failed.ipynb")
     start = time.monotonic()
-    with watched(label):
+    for old in (scratch, failed, target):  # of an earlier try
+        old.unlink(missing_ok=True)
+    with watched(label, quiet):
         try:
             papermill.execute_notebook(
                 str(source),
@@ -83,22 +94,25 @@ def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str
                 progress_bar=False,
                 coalesce_streams=True,
                 request_save_on_cell_execute=False,  # saved every half minute and at the end
+                start_timeout=300,  # a busy machine
                 config=Config(KernelManager={"transport_encryption": "auto"}),
             )
         except PapermillExecutionError as error:
-            failed = target.with_suffix(".failed.ipynb")
             os.replace(scratch, failed)
             raise SeriesFailed(
                 f"{source.name} failed: {error.ename}: {error.evalue}\nsee {paths.show(failed)}"
             ) from error
         except DeadKernelError as error:
             raise SeriesFailed(f"{source.name} failed: its kernel died (killed, or out of memory)") from error
+        except (CellTimeoutError, RuntimeError) as error:  # RuntimeError: the kernel did not start
+            raise SeriesFailed(f"{source.name} failed: {' '.join(str(error).split())}") from error
     book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
     book = without_dead_links(book, beside)
     nbformat.write(book, scratch)
     os.replace(scratch, target)
     save_figures(book, out / "figures", source.stem)
-    print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    if not quiet:
+        print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return target
 
 
@@ -169,17 +183,17 @@ def write_result(p: Params, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def watched(label: str) -> Iterator[None]:
+def watched(label: str, quiet: bool = False) -> Iterator[None]:
     """Show on stderr what the notebook's kernel is doing, from the file that `progress.bar` writes."""
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    start, stop, live = time.monotonic(), threading.Event(), sys.stderr.isatty()
+    start, stop, live = time.monotonic(), threading.Event(), sys.stderr.isatty() and not quiet
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "progress"
         before = {name: os.environ.get(name) for name in ("MESA_BATCH", "MESA_PROGRESS")}
         os.environ.update(MESA_BATCH="1", MESA_PROGRESS=str(file))
 
         def show() -> None:
-            while not stop.wait(0.5 if live else 20):
+            while not quiet and not stop.wait(0.5 if live else 20):
                 doing = file.read_text() if file.exists() else "starting"
                 line = f"{label}: {doing}, {time.monotonic() - start:.0f} s"
                 print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
