@@ -5,15 +5,7 @@ import sys
 from pathlib import Path
 
 from . import metrics, params, paths, repeat, runner
-
-
-def parameter_file(text: str) -> Path:
-    """A file by its path, or by its name alone when it lies in params/."""
-    for candidate in (Path(text), paths.root() / text, paths.root() / "params" / f"{text}.yaml"):
-        if candidate.is_file():
-            return candidate
-    known = ", ".join(sorted(f.stem for f in (paths.root() / "params").glob("*.yaml")))
-    raise ValueError(f"parameter file {text!r}: not found; expected a path, or one of {known}")
+from .batch import command as batch
 
 
 def seeds(text: str) -> list[int]:
@@ -35,15 +27,18 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", parents=[files], help="check parameters and data, run nothing")
     commands.add_parser("params", help="list all parameters")
     again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
-    again.add_argument("names", nargs="*", default=["00", *runner.SERIES])
+    again.add_argument("names", nargs="*", default=["00", *runner.SERIES, "05"])
     many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
     many.add_argument("--seeds", default="0,1,2,3,4", type=seeds, help="with commas between")
     many.add_argument("--triggers", help="with spaces between: 'bw:170 colour:0' (default: the parameter)")
     many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
+    batch.add(commands)
     commands.add_parser("tables", help="put tables and picture into the README (maintainers)")
     a = parser.parse_args(arguments)
 
     try:
+        if a.command == "sweep":
+            return batch.main(a)
         if a.command == "params":
             print(runner.reference())
         elif a.command == "refresh":
@@ -52,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             repeat.into_readme()
             repeat.picture()
         else:
-            p = params.read([parameter_file(f) for f in a.files], a.p)
+            p = params.read([paths.parameter_file(f) for f in a.files], a.p)
             stages = runner.Stages(p)
             d = stages.check()  # missing data, an impossible target, trigger or checkpoint end here
             if a.command == "check":

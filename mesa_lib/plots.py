@@ -245,3 +245,79 @@ def rounds(series: dict[str, list[dict]], clear_below: float, floors: Sequence[f
     axes[0, 0].set_ylabel("success rate (%)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
     return figure
+
+
+def per_task(names: Sequence[str], rates: dict[str, Sequence[float]]) -> Figure:
+    """ASR (%) of every task, a column each: before the repair, and after it by every kind of trigger."""
+    figure, axis = plt.subplots(figsize=(max(6, 2.5 + 0.32 * len(names)), 4.2))
+    marks = "osv^<>DPX*"
+    for number, (name, values) in enumerate(rates.items()):
+        colour = COLOURS.get(name.split()[0].strip(","), COLOURS["clean"] if name == "floor" else f"C{number}")
+        mark = marks[number % len(marks)]
+        axis.plot(range(len(names)), values, mark, color=colour, label=name, ms=5, alpha=0.8, ls="none")
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set(ylabel="attack success rate (%)", ylim=(0, 130), xlim=(-0.7, len(names) - 0.3))
+    axis.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
+    axis.set_xticks(range(len(names)), [name.rpartition("-")[0] or name for name in names], rotation=90, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def by_trigger(table, lines: Sequence[str] = ("beta 0.9", "MESA", "ideal", "clean, never attacked")) -> Figure:
+    """The poster's figure: ASR (%) after the repair, a trigger a column, sorted by the point baseline, with its band.
+
+    table: `paper.by_trigger`; the band goes from the best to the worst of the baseline's repeats. Linear below 5 %,
+    logarithmic above.
+    """
+    styles = {
+        "beta 0.9": ("v", "#937860", "MESA, beta 0.9"),
+        "MESA": ("o", COLOURS["MESA"], "MESA, mixture"),
+        "ideal": ("s", COLOURS["ideal"], "ideal"),
+        "clean, never attacked": ("_", COLOURS["clean"], "floor: never attacked"),
+        "clean, repaired": ("|", "0.4", "clean model, same repair"),
+    }
+    x = np.arange(len(table))
+    figure, axis = plt.subplots(figsize=(min(13, max(6, 2 + 0.4 * len(table))), 4))
+    axis.fill_between(
+        x, table["point, best"], table["point, worst"], color=COLOURS["point"], alpha=0.3, step="mid", lw=0,
+        label="point, best to worst",
+    )  # fmt: skip
+    axis.step(x, table["point baseline"], where="mid", color=COLOURS["point"], label="point, mean")
+    for name in lines:
+        mark, colour, label = styles[name]
+        axis.plot(x, table[name], mark, color=colour, label=label, ms=6, mew=2 if mark in "_|" else 0, alpha=0.9)
+    axis.set_yscale("symlog", linthresh=5, linscale=1.5)
+    axis.set_yticks([0, 1, 2, 3, 4, 5, 10, 20, 50, 100], ["0", "1", "2", "3", "4", "5", "10", "20", "50", "100"])
+    axis.set_xticks(x, [str(name).removeprefix("bw:") for name in table.index], rotation=90, fontsize=9)
+    top = max(6.0, 1.2 * float(np.nanmax(table[["point, worst", *lines]].to_numpy())))
+    axis.set(xlabel="trigger", ylabel="ASR after the repair (%)", ylim=(0, top), xlim=(-0.6, len(x) - 0.4))
+    axis.minorticks_off()
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def beside_the_paper(ours: dict[str, dict[str, Sequence[float]]], theirs: dict[str, dict[str, float]]) -> Figure:
+    """ASR (%) after the repair, a panel a data set: each of our triggers a dot, our mean and the paper's as marks.
+
+    title -> model -> one number a trigger; title -> model -> the paper's mean
+    """
+    figure, axes = plt.subplots(1, len(ours), figsize=(4.6 * len(ours), 3.6), squeeze=False, sharey=True)
+    for axis, (title, models) in zip(axes.flat, ours.items(), strict=True):
+        for place, (name, values) in enumerate(models.items()):
+            colour = COLOURS.get(name.split()[0].strip(","), COLOURS["MESA"])
+            spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
+            axis.plot(place + np.array(spread), values, "o", color=colour, alpha=0.5, ms=5)
+            axis.plot(
+                place, np.mean(values), "_", color=colour, ms=26, mew=3, label="ours, mean" if not place else None
+            )
+            known = theirs.get(title, {}).get(name)
+            if known is not None:
+                axis.plot(place, known, "*", color="black", ms=11, label="paper, mean" if not place else None)
+        axis.set_yscale("symlog", linthresh=5, linscale=1.5)
+        axis.set_yticks([0, 1, 2, 3, 4, 5, 10, 20, 50, 100], ["0", "1", "2", "3", "4", "5", "10", "20", "50", "100"])
+        axis.minorticks_off()
+        axis.set_xticks(range(len(models)), list(models), rotation=30, ha="right", fontsize=9)
+        axis.set(title=title, ylim=(0, 60))
+    axes[0, 0].set_ylabel("ASR after the repair (%)")
+    axes[0, 0].legend(fontsize=9, loc="upper left")
+    return figure

@@ -10,12 +10,10 @@ import nbformat
 from . import device as devices
 from . import metrics, paths, store
 from . import params as parameters
+from .paper import PAPER
 from .params import Params
 from .stages import Stages
 
-#: what the authors' poster has: ASR in % on the original trigger, mean and worst (lowest before the defence) of the 51
-#: black-white patterns, CIFAR-10, ResNet-18, attack by fine-tuning; MESA is the mixture of the levels
-PAPER = {"cifar10": {"attacked": (98.7, 92.4), "point baseline": (10.5, 51.4), "MESA": (3.6, 8.2), "ideal": (2.4, 3.7)}}
 #: a repair has missed if the original trigger still fires on more than this share of the images
 MISSED = 0.1
 MEASURES = ("clean_accuracy", "asr", "target_recall", "true_label_accuracy")

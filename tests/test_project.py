@@ -49,7 +49,7 @@ def test_every_import_is_declared():
     import sys
     from importlib.metadata import packages_distributions
 
-    code = [f.read_text() for f in (ROOT / "mesa_lib").glob("*.py")]
+    code = [f.read_text() for f in (ROOT / "mesa_lib").rglob("*.py")]
     for book in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(book.read_text())["cells"]
         code += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
@@ -57,7 +57,7 @@ def test_every_import_is_declared():
     used -= set(sys.stdlib_module_names) | {"mesa_lib"}
     owners = packages_distributions()
     declared = names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
-    indirect = {"jupyter-client", "nbclient", "nbformat", "traitlets"}  # parts of jupyterlab and papermill
+    indirect = {"jupyter-client", "nbclient", "nbformat", "traitlets", "dask"}  # of jupyterlab, papermill, distributed
     for module in used:
         assert {d.lower().replace("_", "-") for d in owners[module]} & (declared | indirect), module
 

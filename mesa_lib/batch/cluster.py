@@ -1,0 +1,149 @@
+"""Who does the tasks: Dask workers on this machine, one task each at a time, or those of a scheduler elsewhere."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dask
+import distributed
+import psutil
+import torch
+from distributed import Client, Nanny, Scheduler, SpecCluster
+
+#: what a worker offers that has a GPU to itself, and a task asks for that is to have one
+GPU = "GPU"
+#: memory that one task may need, GiB: CIFAR-10's images twice, a training, a kernel and its worker
+TASK_MEMORY = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers on this machine, with how many threads, and on which GPUs (in turn)."""
+
+    workers: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" on GPU {', '.join(self.gpus)}" if self.gpus else ""
+        several = "s" if self.threads > 1 else ""
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {self.threads} thread{several}{where}"
+
+
+def plan(jobs: int | None = None, threads: int | None = None, device: str = "auto", tasks: int = 10**6) -> Plan:
+    """What this machine allows: a worker a GPU if there are any, else as many as cores and memory take.
+
+    jobs, threads: as wanted; more jobs than GPUs share the cards
+    tasks: how many there are; no more workers than that
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None and not 1 <= value <= 1024:
+            raise ValueError(f"{name} = {value}: expected a number from 1 to 1024")
+    gpus = visible_gpus() if device in ("auto", "cuda") else ()
+    if jobs is None:
+        by_memory = int(psutil.virtual_memory().total / 2**30 // TASK_MEMORY)
+        jobs = len(gpus) or max(1, min(cores // (threads or 1), by_memory, tasks))
+    return Plan(jobs, threads or max(1, cores // jobs), gpus)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the cards that this process may use."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in allowed.split(",")] if allowed else []
+    return tuple(names or map(str, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
+
+
+class LeaveInterrupts(distributed.WorkerPlugin):
+    """Ctrl-C reaches every process of the terminal; the runner alone answers it, and ends the workers."""
+
+    def setup(self, worker) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def workers(wanted: Plan) -> Iterator[Client]:
+    """Workers on this machine, reachable from it alone; a worker that dies is started again, its task too."""
+    quiet()
+    threads = {f"{name}_NUM_THREADS": str(wanted.threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    specs = {}
+    for number in range(wanted.workers):
+        card = wanted.gpus[number % len(wanted.gpus)] if wanted.gpus else None
+        specs[number] = {
+            "cls": Nanny,
+            "options": {
+                "nthreads": 1,  # one task at a time; the threads are those of its arithmetic
+                "env": threads | ({"CUDA_VISIBLE_DEVICES": card} if card is not None else {}),
+                "resources": {GPU: 1} if card is not None else {},
+                "memory_limit": 0,  # a task's memory is that of its kernel, which Dask does not see
+                "host": "127.0.0.1",
+                "dashboard": False,
+                "dashboard_address": "127.0.0.1:0",
+            },
+        }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": "127.0.0.1",
+            "port": 0,
+            "dashboard": False,
+            "dashboard_address": "127.0.0.1:0",
+            "allowed_failures": 2,
+        },
+    }
+    with (
+        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(LeaveInterrupts())
+        client.wait_for_workers(wanted.workers, timeout=300)
+        yield client
+
+
+@contextmanager
+def connect(address: str, wait: float = 60) -> Iterator[Client]:
+    """The workers of an existing scheduler: tcp://HOST:PORT, or the path of its scheduler file.
+
+    ValueError if it does not answer or has no worker within `wait` seconds, or if a worker runs several tasks at a
+    time without offering GPUs: they would share one process environment.
+    """
+    quiet()
+    where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
+    try:
+        client = Client(**where, timeout=wait)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(f"scheduler {address!r}: no answer ({error}); expected tcp://HOST:PORT or a file") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=wait)
+        except TimeoutError:
+            raise ValueError(f"scheduler {address!r}: no worker in {wait:.0f} s; start one or more first") from None
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        shared = [w for w, about in known.items() if about["nthreads"] > 1 and about["resources"].get(GPU) != 1]
+        if shared:
+            raise ValueError(
+                f"scheduler {address!r}: worker {shared[0]} runs {known[shared[0]]['nthreads']} tasks at a time; "
+                "expected workers started with --nthreads 1"
+            )
+        yield client
+
+
+def room(client: Client) -> int:
+    """How many tasks the workers can do at the same moment."""
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    return sum(about["resources"].get(GPU, about["nthreads"]) for about in known)
+
+
+def with_gpus(client: Client) -> bool:
+    """Whether tasks are to ask for a GPU: when workers offer them."""
+    return any(GPU in about["resources"] for about in client.scheduler_info(n_workers=-1)["workers"].values())
+
+
+def quiet() -> None:
+    """Dask tells of every worker that comes and goes; what matters is told by the runner."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silent = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # for the workers, who read it when they start
+    dask.config.set({"distributed.nanny.pre-spawn-environ": silent, "distributed.admin.tick.limit": "1h"})

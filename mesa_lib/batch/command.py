@@ -1,0 +1,106 @@
+"""`python -m mesa_lib sweep NAME`: from the command line to the exit code."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from . import cluster, report, run
+from . import sweep as sweeps
+from .task import Outcome, Task
+
+#: seconds between two reports while tasks end
+REPORT_AGAIN = 5.0
+
+
+def add(commands) -> None:
+    """The command with its options."""
+    parser = commands.add_parser("sweep", help="run a grid of parameters, params/sweeps/NAME.yaml")
+    parser.add_argument("sweep", help="a file, or its name in params/sweeps/")
+    parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="one parameter for all tasks")
+    parser.add_argument("--dry-run", action="store_true", help="show what would run, and how long it may take")
+    parser.add_argument("--jobs", type=int, help="workers (default: one a GPU, else what cores and memory take)")
+    parser.add_argument("--threads", type=int, help="threads of each worker (default: the cores shared out)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="the workers of a Dask scheduler instead: tcp://... ")
+    parser.add_argument("--publish", type=Path, metavar="FILE", help="add the results to FILE, where they stay")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N tasks that are not done")
+
+
+def main(a: argparse.Namespace) -> int:
+    """0 if every task is done, 1 if one failed."""
+    sweep = sweeps.read(a.sweep, a.p)
+    if a.first is not None and a.first < 1:
+        raise ValueError(f"first = {a.first}: expected a number from 1")
+    tasks = sweep.tasks()
+    kept = report.published(a.publish) if a.publish else {}
+    to_do = [task for task in tasks if task.key not in kept and task.result() is None][: a.first]
+    device = tasks[0].params.device
+    plan = None if a.scheduler else cluster.plan(a.jobs, a.threads, device, max(1, len(to_do)))
+    if a.dry_run:
+        show(sweep, tasks, to_do, kept, plan)
+        return 0
+    print(f"{sweep.name}: {len(tasks)} tasks, {len(to_do)} to do" + (f", {plan}" if plan else ""), file=sys.stderr)
+    ended = work(a, sweep, tasks, to_do, plan) if to_do else {}
+    folder = report.write(sweep, tasks, ended)
+    if a.publish:
+        print(f"{a.publish}: {report.publish(a.publish, sweep, tasks)} runs")
+    print(f"summary  {folder}/summary.csv\nreport   {folder}/report.html\ntasks    {folder}/*/")
+    failed = [outcome for outcome in ended.values() if outcome.state == "failed"]
+    for outcome in failed:
+        print(f"mesa: {outcome.task}: {outcome.message}", file=sys.stderr)
+    if failed:
+        print(f"mesa: {len(failed)} of {len(to_do)} tasks failed; the same command tries them again", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def work(a, sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], plan: cluster.Plan | None) -> dict[str, Outcome]:
+    """Do what is to be done -> how each task ended, by its key. Reports are kept fresh meanwhile."""
+    ended: dict[str, Outcome] = {}
+    progress = run.Progress(len(to_do))
+    with cluster.connect(a.scheduler) if a.scheduler else cluster.workers(plan) as client:
+        fresh = run.Every(REPORT_AGAIN)
+        try:
+            for task, outcome in run.outcomes_of(to_do, client):
+                ended[task.key] = outcome
+                progress.tell(task, outcome)
+                if fresh.due():
+                    told_only(report.write, sweep, tasks, ended)
+                    if a.publish and outcome.state != "failed":
+                        told_only(report.publish, a.publish, sweep, tasks)
+        finally:
+            progress.close()
+    return ended
+
+
+def told_only(function, *arguments) -> None:
+    """A report that cannot be written now is no reason to stop: it is written once more at the end."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        print(f"mesa: {error}", file=sys.stderr)
+
+
+def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, plan: cluster.Plan | None) -> None:
+    """The table of --dry-run."""
+    left = {task.key for task in to_do}
+
+    def state(task: Task) -> str:
+        return (
+            "to do" if task.key in left else "published" if task.key in kept else "done" if task.result() else "later"
+        )
+
+    rows = [{"task": task.name, **task.own, "state": state(task)} for task in tasks]
+    print(pd.DataFrame(rows).to_string(index=False))
+    print(f"\n{len(tasks)} tasks, {len(to_do)} to do, notebooks {', '.join(tasks[0].notebooks)}", end="")
+    print(f"; {plan}" if plan else "")
+    seconds = [t.result()["task_seconds"] for t in tasks if t.result()]
+    each, source = (60 * sweep.minutes, "as the sweep says, on two cores")
+    if seconds:
+        each, source = sum(seconds) / len(seconds), f"the mean of {len(seconds)} that are done"
+    if each:
+        at_once = plan.workers if plan and seconds else 1
+        rounds = -(-len(to_do) // at_once)
+        print(f"expected time: {run.duration(rounds * each)} ({run.duration(each)} a task, {source})")
+    else:
+        print("expected time: unknown until a task is done (the sweep has no `minutes`)")

@@ -1,0 +1,159 @@
+"""What a batch run leaves behind, from the result files alone: summary.csv, report.html, and a file for results/."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from .. import metrics, paths, plots, store
+from ..paper import PAPER
+from .sweep import Sweep
+from .task import Outcome, Task
+
+#: the columns of a summary beside those of the grid: title -> (row of the table, measure)
+COLUMNS = {
+    "floor": ("clean, never attacked", "asr"),
+    "attacked": ("attacked", "asr"),
+    "fine-tune only": ("fine-tune only", "asr"),
+    "random uniform": ("random uniform", "asr"),
+    "random binary": ("random binary", "asr"),
+    "random mixed": ("random mixed", "asr"),
+    "point": ("point", "asr"),
+    "MESA": ("MESA", "asr"),
+    "ideal": ("ideal", "asr"),
+    "clean, repaired": ("clean, repaired", "asr"),
+    "accuracy before": ("attacked", "clean_accuracy"),
+    "accuracy after": ("MESA", "clean_accuracy"),
+    "recall before": ("attacked", "target_recall"),
+    "recall after": ("MESA", "target_recall"),
+}
+
+
+def line(task: Task, result: dict | None, message: str = "") -> dict:
+    """One task in one line, rates in per cent; the point baseline as mean and worst of its repeats."""
+    cells = {"task": task.name, **task.own, "state": "done" if result else "failed" if message else "to do"}
+    if result:
+        for title, (name, measure) in COLUMNS.items():
+            own = [
+                100 * row[measure]["rate"]
+                for row in result["rows"]
+                if row["model"] == name or (name == "point" and row["model"].startswith("point "))
+            ]
+            if own:
+                cells[title] = round(metrics.mean_std(own)[0], 2)
+            if len(own) > 1:
+                cells[f"{title}, worst"] = round(max(own), 2)
+        for level, row in result.get("levels", {}).items():
+            cells[f"MESA, {level}"] = round(100 * row["asr"]["rate"], 2)
+        for name, sample in result.get("samples", {}).items():
+            cells[f"samples, {name}"] = round(100 * sample["asr"], 1)
+        cells |= {f"{name} s": seconds for name, seconds in result["seconds"].items()}
+        cells["task s"] = result["task_seconds"]
+    return cells | {"message": message}
+
+
+def summary(tasks: list[Task], messages: dict[str, str]) -> pd.DataFrame:
+    """All tasks of a sweep, one a line, done or not."""
+    return pd.DataFrame([line(task, task.result(), messages.get(task.key, "")) for task in tasks])
+
+
+def write(sweep: Sweep, tasks: list[Task], ended: dict[str, Outcome]) -> Path:
+    """summary.csv and report.html in the sweep's folder, each whole -> the folder. `ended`: by key."""
+    folder = paths.runs() / "sweeps" / sweep.name
+    messages = {key: outcome.message for key, outcome in ended.items() if outcome.state == "failed"}
+    table = summary(tasks, messages)
+    store.write_whole(folder / "summary.csv", table.to_csv(index=False))
+    store.write_whole(folder / "report.html", page(sweep, tasks, table))
+    return folder
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}
+table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}td,th{border:1px solid #ccc;
+padding:.2em .5em;text-align:right}td:first-child,th:first-child{text-align:left}.failed{color:#a00}
+img{max-width:100%}pre{background:#f6f6f6;padding:.5em;overflow-x:auto}"""
+
+
+def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
+    """One HTML page that needs no other file to be read; the links lead to the tasks' folders beside it."""
+    title = html.escape(sweep.title or sweep.name)
+    counts = table["state"].value_counts()
+    parts = [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
+        f"<h1>{title}</h1><p>{', '.join(f'{number} {state}' for state, number in counts.items())} of {len(tasks)} "
+        f"tasks; notebooks {', '.join(tasks[0].notebooks) if tasks else ''}.</p>",
+    ]
+    done = table[table["state"] == "done"]
+    for figure in figures(done):
+        parts.append(f'<p><img alt="attack success rates of all tasks" src="data:image/png;base64,{figure}">')
+    numbers = done.drop(columns=["state", "message"]).dropna(axis=1, how="all")
+    if len(numbers):
+        over = numbers.select_dtypes("number").drop(columns=sweep.axes, errors="ignore").agg(["mean", "min", "max"])
+        parts.append("<h2>Over all tasks</h2>" + over.T.round(2).to_html(border=0))
+        parts.append("<h2>Each task</h2><p>Rates in per cent.</p>")
+        linked = numbers.assign(task=[f'<a href="{html.escape(t)}/">{html.escape(t)}</a>' for t in numbers["task"]])
+        text = numbers.select_dtypes(exclude="number").columns.drop("task")
+        linked[text] = linked[text].map(lambda v: html.escape(str(v)))
+        parts.append(linked.to_html(border=0, index=False, escape=False, na_rep=""))
+    for _, row in table[table["state"] == "failed"].iterrows():
+        parts.append(f"<h2 class=failed>{html.escape(row['task'])} failed</h2><pre>{html.escape(row['message'])}</pre>")
+    left = table[table["state"] == "to do"]["task"]
+    if len(left):
+        parts.append(f"<h2>To do</h2><p>{html.escape(', '.join(left))}</p>")
+    return "\n".join(parts) + "</html>\n"
+
+
+def figures(done: pd.DataFrame) -> list[str]:
+    """The picture of the page as base64: ASR before and after, a task a column of points."""
+    names = [name for name in COLUMNS if COLUMNS[name][1] == "asr" and name in done.columns]
+    if done.empty or "attacked" not in names:
+        return []
+    plots.theme()
+    stream = io.BytesIO()
+    figure = plots.per_task(list(done["task"]), {name: list(done[name]) for name in names})
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    plt.close(figure)
+    return [base64.b64encode(stream.getvalue()).decode()]
+
+
+# --- results that are committed --------------------------------------------------------------------------
+
+
+def published(file: Path) -> dict[str, dict]:
+    """The runs of a published file by their keys; none if there is no file. ValueError if it is not one of ours."""
+    if not file.exists():
+        return {}
+    try:
+        return {run["key"]: run for run in json.loads(file.read_text())["runs"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{paths.show(file)}: not a file of published runs ({error!r})") from None
+
+
+def publish(file: Path, sweep: Sweep, tasks: list[Task]) -> int:
+    """Put what is done beside what the file has already, one run a line -> how many there are then.
+
+    The file only grows: runs of earlier times stay, a run that was done anew replaces its own.
+    """
+    with store.held(f"publish-{file.name}"):  # another command may be adding to it
+        runs = published(file)
+        for task in tasks:
+            result = task.result()
+            if result is not None:
+                runs[task.key] = rounded({k: v for k, v in result.items() if k != "sweep"})
+        dataset = next(iter(runs.values()))["params"]["dataset"] if runs else ""
+        about = {"sweep": sweep.name, "title": sweep.title, "paper": PAPER.get(dataset, {})}
+        lines = ",\n".join(json.dumps(run, allow_nan=False) for run in runs.values())
+        store.write_whole(file, f'{json.dumps(about)[:-1]}, "runs": [\n{lines}\n]}}\n')
+    return len(runs)
+
+
+def rounded(value, digits: int = 5):
+    """Floats with five digits after the point, deep down: rates of 2,000 images have no more."""
+    if isinstance(value, float):
+        return round(value, digits)
+    if isinstance(value, dict):
+        return {k: rounded(v, digits) for k, v in value.items()}
+    return [rounded(v, digits) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,124 @@
+"""What a batch run is asked for: a file of `params/sweeps/`, checked, and its grid as tasks.
+
+title: CIFAR-10, black-white patterns          # of the report
+params: [cifar10-cpu]                          # parameter files, later over earlier
+set: {point_repeats: 3}                        # over the files
+grid: {trigger: ["bw:3", "bw:16"], seed: [0]}  # every combination
+cells: [{trigger: "colour:0", target: 51}]     # values that belong together; each with the whole grid
+notebooks: ["04"]                              # what each cell goes through; 04 makes whatever is missing
+minutes: 16                                    # of one task on two cores, for --dry-run
+"""
+
+import itertools
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .. import data, params, paths, runner
+from ..params import Params
+from ..stages import Stages
+from .task import Task
+
+Values = dict[str, Any]
+
+
+class Sweep(BaseModel):
+    """The file, checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str = ""
+    params: list[str] = Field(default=[], description="names of parameter files")
+    set: Values = Field(default={}, description="name: value pairs")
+    grid: dict[str, list] = Field(default={}, description="name: list of values")
+    cells: list[Values] = Field(default=[], description="a list of name: value pairs")
+    notebooks: list[str] = Field(default=["04"], min_length=1, description="a list of notebooks")
+    minutes: float = Field(default=0, ge=0, description="minutes of one task")
+
+    def each(self) -> Iterable[tuple[Values, Params]]:
+        """Every cell of the grid: what is its own, and all its parameters. ValueError names a bad cell."""
+        base: Values = {}
+        for file in self.params:
+            base |= params.read_yaml(paths.parameter_file(file))
+        empty = [name for name, values in self.grid.items() if not values]
+        if empty:
+            raise ValueError(f"sweep {self.name!r}: grid has no value for {', '.join(empty)}; expected one or more")
+        for cell in self.cells or [{}]:
+            twice = sorted(cell.keys() & self.grid.keys())
+            if twice:
+                raise ValueError(f"sweep {self.name!r}: {', '.join(twice)} stands in cells and in grid")
+            for values in itertools.product(*self.grid.values()):
+                own = cell | dict(zip(self.grid, values, strict=True))
+                try:
+                    yield own, params.check(base | self.set | own)
+                except ValueError as error:
+                    raise ValueError(f"sweep {self.name!r}, {own or 'its only cell'}: {error}") from None
+
+    def tasks(self) -> list[Task]:
+        """The cells as tasks, each checked against its data; equal cells are one task."""
+        books = [runner.notebook(name).stem for name in self.notebooks]
+        if books != sorted(books) or any(name not in runner.SERIES for name in books):
+            raise ValueError(
+                f"sweep {self.name!r}: notebooks = {', '.join(self.notebooks)}; expected some of "
+                f"{', '.join(runner.SERIES)}, in this order"
+            )
+        looked = Looked()
+        found: dict[str, Task] = {}
+        for own, p in self.each():
+            try:
+                stages = looked.stages(p)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"sweep {self.name!r}, {own or 'its only cell'}: {error}") from None
+            task = Task.of(self.name, own, stages, books)
+            found.setdefault(task.key, task)
+        return list(found.values())
+
+    @cached_property
+    def axes(self) -> list[str]:
+        """The names that tell the tasks apart."""
+        return list(dict.fromkeys([*(name for cell in self.cells for name in cell), *self.grid]))
+
+
+class Looked:
+    """The data that many cells share, read once."""
+
+    def __init__(self):
+        self.known: dict[tuple, data.Dataset] = {}
+
+    def stages(self, p: Params) -> Stages:
+        """Stages of these parameters; ValueError for what can be refused before anything runs."""
+        which = (p.dataset, p.data_dir, p.split_seed, p.image_size)
+        stages = Stages(p, self.known.get(which))
+        self.known = {which: stages.check()}  # one at a time: they are large
+        return stages
+
+
+def read(text: str, overrides: Iterable[str] = ()) -> Sweep:
+    """A sweep by its path, or by its name in params/sweeps/; `name=value` texts go over what it sets.
+
+    An override replaces an axis of the grid as well. ValueError in one message.
+    """
+    file = paths.named(text, "sweep", paths.root() / "params" / "sweeps")
+    values = params.read_yaml(file)
+    if "name" in values:
+        raise ValueError(f"sweep {file.stem!r}: a sweep has the name of its file; take the line name: out")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r}: expected name=value")
+        values["grid"] = {k: v for k, v in (values.get("grid") or {}).items() if k != name.strip()}
+        values["cells"] = [{k: v for k, v in cell.items() if k != name.strip()} for cell in values.get("cells") or []]
+        values["set"] = (values.get("set") or {}) | {name.strip(): params.value_of(value)}
+    try:
+        return Sweep(name=file.stem, **{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            expected = ", ".join(field for field in Sweep.model_fields if field != "name")
+            raise ValueError(f"sweep {file.stem!r}: {name}: unknown; expected some of {expected}") from None
+        meant = Sweep.model_fields[str(problem["loc"][0])].description
+        raise ValueError(f"sweep {file.stem!r}: {name} = {problem['input']!r}: expected {meant}") from None

@@ -1,0 +1,112 @@
+"""One cell of the grid: its parameters, its folder, and doing it.
+
+A task is done when its `result.json` is there, whole, and says that it belongs to the task's key. All parameters and
+the content of images, trigger and checkpoint make the key, and not where they lie.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import metrics, params, paths, record, runner, store
+from ..params import Params
+from ..stages import Stages
+
+State = Literal["done", "before", "busy", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended: done now, done before, being done by somebody else, or failed with a message."""
+
+    task: str
+    state: State
+    seconds: float = 0.0
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell, ready to be sent to a worker (plain values only)."""
+
+    sweep: str
+    name: str  # of its folder, readable
+    key: str
+    own: dict  # what the grid gave it
+    values: dict  # all parameters
+    notebooks: tuple[str, ...]
+
+    @classmethod
+    def of(cls, sweep: str, own: dict, stages: Stages, notebooks: Sequence[str]) -> "Task":
+        p = stages.p
+        about = {"params": p.model_dump(exclude={"data_dir", "compare"}), "run": stages.identity()}
+        key = store.key(about | {"notebooks": list(notebooks)})
+        words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in own.values()] or ["only"]
+        return cls(sweep, f"{'-'.join(words)[:60]}-{key[:8]}", key, own, p.model_dump(), tuple(notebooks))
+
+    @property
+    def folder(self) -> Path:
+        return paths.runs() / "sweeps" / self.sweep / self.name
+
+    @property
+    def params(self) -> Params:
+        return params.check(self.values)
+
+    @property
+    def last(self) -> int:
+        """The number of the last notebook: how far the run goes."""
+        return int(self.notebooks[-1][:2])
+
+    def result(self) -> dict | None:
+        """The result, or None if it is not there, not whole, or another task's."""
+        try:
+            found = json.loads((self.folder / "result.json").read_text())
+            return found if found["key"] == self.key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def perform(task: Task) -> Outcome:
+    """Do the task, unless it is done or somebody is at it. Whatever goes wrong becomes the outcome's message."""
+    start = time.monotonic()
+    try:
+        if task.result() is not None:
+            return Outcome(task.name, "before")
+        with store.held(f"task-{task.key}", wait=False) as mine:
+            if not mine:
+                return Outcome(task.name, "busy")
+            if task.result() is not None:  # finished between the look and the lock
+                return Outcome(task.name, "before")
+            _perform(task)
+    except Exception as error:  # the other tasks go on
+        told = str(error) if isinstance(error, (runner.SeriesFailed, ValueError, OSError)) else repr(error)
+        return Outcome(task.name, "failed", time.monotonic() - start, told)
+    return Outcome(task.name, "done", time.monotonic() - start)
+
+
+def _perform(task: Task) -> None:
+    p, folder, start = task.params, task.folder, time.monotonic()
+    runner.run_notebooks(p, task.notebooks, folder, quiet=True)
+    stages = Stages(p)
+    found = record.of(stages, task.last)
+    for name, artifact in record.artifacts(stages, task.last).items():
+        link(folder / "artifacts" / name, artifact)
+    store.write_whole(folder / "table.csv", metrics.table(found["rows"]).to_csv(index=False))
+    about = {"key": task.key, "sweep": task.sweep, "own": task.own, "notebooks": list(task.notebooks)}
+    about |= {"params": p.model_dump(exclude={"data_dir", "compare"})}
+    content = about | found | {"task_seconds": round(time.monotonic() - start, 1)}
+    store.write_whole(folder / "result.json", json.dumps(content, allow_nan=False))  # last: this makes it done
+
+
+def link(where: Path, to: Path) -> None:
+    """A relative link in the task's folder to a folder of the store; none where the system has no links."""
+    with contextlib.suppress(OSError):
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.unlink(missing_ok=True)
+        where.symlink_to(os.path.relpath(to, where.parent), target_is_directory=True)

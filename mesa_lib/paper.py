@@ -1,0 +1,144 @@
+"""The paper's tables and figures with ours beside them, from the published runs in results/*.json alone."""
+
+import json
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from . import paths, record
+
+#: the authors' poster (NeurIPS 2019): ASR in % on the original trigger after the repair, mean and worst (of `attacked`
+#: the lowest) of the 51 black-white patterns; CIFAR-10, ResNet-18, attack by fine-tuning
+PAPER = {
+    "cifar10": {
+        "attacked": (98.7, 92.4),
+        "point baseline": (10.5, 51.4),
+        "beta 0.5": (4.2, 9.0),
+        "beta 0.8": (3.6, 9.1),
+        "beta 0.9": (3.4, 5.9),
+        "MESA": (3.6, 8.2),
+        "ideal": (2.4, 3.7),
+    }
+}
+#: the same of ten colour triggers: mean only
+PAPER_COLOUR = {
+    "cifar10": {"beta 0.9": 2.04, "beta 0.8": 1.93, "beta 0.5": 1.77, "MESA": 1.91, "point baseline": 22.75},
+    "cifar100": {"beta 0.9": 1.42, "beta 0.8": 1.41, "beta 0.5": 1.56, "MESA": 1.14, "point baseline": 27.41},
+}
+#: the rows of our tables, in the order in which they are read; MESA is the mixture of its levels
+ROWS = ("clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "random mixed",
+        "point baseline", "beta 0.5", "beta 0.8", "beta 0.9", "MESA", "MESA rounds", "ideal",
+        "clean, repaired")  # fmt: skip
+
+
+def runs(name: str) -> list[dict]:
+    """The published runs of a sweep, results/NAME.json; none if it was not published yet."""
+    file = paths.root() / "results" / f"{name}.json"
+    return json.loads(file.read_text())["runs"] if file.is_file() else []
+
+
+def of(run: dict, model: str, measure: str = "asr") -> list[float]:
+    """A rate of one run in per cent, one number a repeat; a level of MESA is a model of its own."""
+    if model in run.get("levels", {}):
+        return [100 * run["levels"][model][measure]["rate"]]
+    start = "point " if model == "point baseline" else None
+    return [
+        100 * row[measure]["rate"]
+        for row in run["rows"]
+        if row["model"] == model or (start and row["model"].startswith(start))
+    ]
+
+
+def interval(values: Iterable[float], seed: int = 0) -> tuple[float, float]:
+    """95 % of a mean over runs (percentile bootstrap, 10,000 draws, seeded); (nan, nan) of fewer than three."""
+    values = np.asarray(list(values), float)
+    if len(values) < 3:
+        return float("nan"), float("nan")
+    found = bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=np.random.default_rng(seed))
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def table(of_sweep: list[dict], published: dict[str, tuple | float] | None = None) -> pd.DataFrame:
+    """ASR in per cent over the runs of a sweep: mean with its interval over triggers, worst, and the paper's beside.
+
+    The repeats of the point baseline are averaged within a trigger before the interval is taken, so that it counts
+    triggers; its worst is the worst of all repeats. `MESA rounds` stands there only where a run had a second round.
+    """
+    published = published or {}
+    lines = {}
+    for name in ROWS:
+        repeats = [of(run, name) for run in of_sweep]
+        if not any(repeats) or (name == "MESA rounds" and all(len(r.get("rounds", [0])) == 1 for r in of_sweep)):
+            continue
+        means = [float(np.mean(own)) for own in repeats if own]
+        low, high = interval(means)
+        every = [value for own in repeats for value in own]
+        known = published.get(name, ())
+        known = known if isinstance(known, tuple) else (known,)
+        lines[name] = {
+            "mean": np.mean(means),
+            "95 % low": low,
+            "95 % high": high,
+            "worst": min(every) if name == "attacked" else max(every),
+            "paper, mean": known[0] if known else np.nan,
+            "paper, worst": known[1] if len(known) > 1 else np.nan,
+        }
+    return pd.DataFrame(lines).T.round(2)
+
+
+def differences(of_sweep: list[dict], model: str = "MESA") -> pd.DataFrame:
+    """What `model` leaves and costs, run by run, in points: mean, interval, worst.
+
+    ASR against the clean model's answer to the same trigger (floor), against the clean model after the same repair
+    and against the ideal repair; clean accuracy and recall of the target class against the attacked model.
+    """
+    asked = {
+        "ASR against the floor": ("asr", "clean, never attacked", max),
+        "ASR against clean, repaired": ("asr", "clean, repaired", max),
+        "ASR against the ideal": ("asr", "ideal", max),
+        "clean accuracy": ("clean_accuracy", "attacked", min),
+        "recall of the target class": ("target_recall", "attacked", min),
+    }
+    lines = {}
+    for name, (measure, other, worst) in asked.items():
+        points = [of(r, model, measure)[0] - of(r, other, measure)[0] for r in of_sweep]
+        low, high = interval(points)
+        lines[name] = {"mean": np.mean(points), "95 % low": low, "95 % high": high, "worst": worst(points)}
+    return pd.DataFrame(lines).T.round(2)
+
+
+def by_trigger(of_sweep: list[dict], models: Iterable[str] = ROWS) -> pd.DataFrame:
+    """ASR in per cent, a line a trigger, the baseline's best and worst repeat beside its mean; sorted by that mean."""
+    lines = {}
+    for run in of_sweep:
+        line = {name: float(np.mean(own)) for name in models if (own := of(run, name))}
+        if own := of(run, "point baseline"):
+            line |= {"point, best": min(own), "point, worst": max(own)}
+        lines[run["trigger"]] = line
+    found = pd.DataFrame(lines).T
+    return found.sort_values("point baseline", kind="stable") if "point baseline" in found else found
+
+
+def missed(of_sweep: list[dict], model: str = "MESA", above: float = 10.0) -> list[str]:
+    """The triggers that still fire on more than `above` per cent of the images after the repair."""
+    return [run["trigger"] for run in of_sweep if max(of(run, model)) > above]
+
+
+def costs(of_sweep: list[dict]) -> pd.Series:
+    """Median seconds of each part of a run."""
+    return pd.DataFrame([run["seconds"] for run in of_sweep]).median().round(0)
+
+
+def panel(run: dict) -> tuple[dict, dict]:
+    """One panel of the t-SNE figure: the samples, and the single triggers that are marked among them."""
+    kept = run["triggers"]
+    original, samples, points = (record.unpacked(kept[k], kept["shape"]) for k in ("original", "samples", "points"))
+    return {"samples of MESA": samples}, {"original": original[0], "point": points[0]}
+
+
+def machines(of_sweep: list[dict]) -> str:
+    """Device, threads and versions of all runs in one line."""
+    made = {(m["device_name"], m["threads"], m["torch"]) for m in (run["made"] for run in of_sweep)}
+    return "; ".join(f"{name}, {threads} thread{'s' * (threads > 1)}, torch {t}" for name, threads, t in sorted(made))

@@ -1,0 +1,547 @@
+"""Batch runs: what is asked for, who does it, how it ends, and what is left behind."""
+
+import json
+import os
+import re
+import shutil
+import threading
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mesa_lib import __main__, params, paths, record, runner, store, triggers
+from mesa_lib.batch import cluster, command, report, run, sweep, task
+from mesa_lib.batch.task import Outcome
+from mesa_lib.stages import Stages
+
+TINY = {
+    "image_size": 16, "width": 4, "clean_epochs": 1, "attack_epochs": 1, "steps": 3, "triggers_per_step": 8,
+    "repair_epochs": 1, "point_repeats": 1, "hidden": 16, "batch_size": 64, "compare": "", "clean_seed": 0,
+}  # fmt: skip
+FILES = sorted((paths.root() / "params" / "sweeps").glob("*.yaml"))
+
+
+def written(folder, file_name="small", **parts):
+    """A sweep file of tiny tasks -> its path."""
+    file = folder / f"{file_name}.yaml"
+    parts = {"params": ["digits"], "set": TINY, "grid": {"trigger": ["bw:170", "bw:16"]}, "notebooks": ["01"]} | parts
+    file.write_text(json.dumps(parts))
+    return str(file)
+
+
+def tasks_of(folder, **parts):
+    return sweep.read(written(folder, **parts)).tasks()
+
+
+# --- what is asked for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_every_sweep_of_the_project_is_good(file):
+    read = sweep.read(file.stem)
+    cells = list(read.each())
+    assert read.title and cells and all(notebook[:2] in "01 02 03 04" for notebook in read.notebooks)
+    assert len({json.dumps(own, sort_keys=True) for own, _ in cells}) == len(cells)
+
+
+@pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar10-published", "paper-resnet18"])
+def test_the_papers_sweeps_have_every_pattern_in_the_order_that_they_say(name):
+    import numpy as np
+
+    drawn = np.array(triggers.representatives())[np.random.RandomState(2019).permutation(51)]
+    assert [p.trigger for _, p in sweep.read(name).each()] == [f"bw:{n}" for n in drawn]
+
+
+def test_the_papers_targets_of_cifar100():
+    cells = [(p.trigger, p.target) for _, p in sweep.read("paper-cifar100-colour").each()]
+    assert cells == list(zip([f"colour:{n}" for n in range(10)], (51, 90, 96, 79, 8, 50, 19, 7, 7, 91), strict=True))
+
+
+def test_a_grid_is_every_combination_and_cells_go_with_each(tmp_path):
+    file = written(
+        tmp_path,
+        grid={"seed": [0, 1], "alpha": [0, 1]},
+        cells=[{"trigger": "bw:1", "target": 1}, {"trigger": "bw:2", "target": 2}],
+    )
+    cells = [(p.trigger, p.target, p.seed, p.alpha) for _, p in sweep.read(file).each()]
+    assert len(cells) == 8 and cells[0] == ("bw:1", 1, 0, 0) and cells[-1] == ("bw:2", 2, 1, 1)
+    assert sweep.read(file).axes == ["trigger", "target", "seed", "alpha"]
+
+
+def test_an_override_replaces_an_axis(tmp_path):
+    (cell,) = sweep.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"]).each()
+    assert (cell[1].trigger, cell[1].attack_lr, cell[0]) == ("bw:3", 0.001, {})
+
+
+def test_equal_cells_are_one_task(tmp_path):
+    assert len(tasks_of(tmp_path, grid={"trigger": ["bw:1", "bw:1"], "alpha": [0, 0.0]})) == 1
+
+
+BAD = {
+    "nowhere": (None, "sweep 'nowhere': not found; expected a path, or one of .*paper-cifar10"),
+    "unknown part": ({"gird": {}}, "gird: unknown; expected some of title, params, set, grid"),
+    "unknown parameter": ({"grid": {"triger": ["bw:1"]}}, "triger = 'bw:1': no notebook has .* did you mean trigger"),
+    "bad value": ({"grid": {"trigger": ["bw:512"]}}, "small', {'trigger': 'bw:512'}: trigger = 'bw:512'"),
+    "no values": ({"grid": {"trigger": []}}, "grid has no value for trigger"),
+    "no list": ({"grid": {"trigger": "bw:1"}}, "grid.trigger = 'bw:1': expected name: list of values"),
+    "twice": ({"cells": [{"trigger": "bw:1"}]}, "trigger stands in cells and in grid"),
+    "target": ({"set": TINY | {"target": 12}}, "target = 12: expected a class from 0 to 9"),
+    "notebook": ({"notebooks": ["09"]}, "notebook '09'"),
+    "order": ({"notebooks": ["02", "01"]}, "notebooks = 02, 01; expected some of 01_attacking"),
+    "quickstart": ({"notebooks": ["00"]}, "expected some of 01_attacking"),
+    "file": ({"params": ["nothing"]}, "parameter file 'nothing': not found"),
+    "name": ({"name": "other"}, "take the line name: out"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_is_wrong_is_said_before_anything_runs(what, tmp_path, capsys, empty_store):
+    parts, said = BAD[what]
+    file = "nowhere" if parts is None else written(tmp_path, **parts)
+    assert __main__.main(["sweep", file]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("mesa: ") and re.search(said, shown), shown
+    assert "Traceback" not in shown and not (empty_store / "sweeps").exists()
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+
+def test_a_key_follows_from_content_and_not_from_places(tmp_path, class_folder):
+    def key(tree, **changes):
+        p = params.check(TINY | {"dataset": "folder", "data_dir": str(tree)} | changes)
+        return task.Task.of("s", {}, Stages(p), ["01_attacking"]).key
+
+    first = class_folder("a")
+    shutil.copytree(first, tmp_path / "copied")
+    assert key(first) == key(tmp_path / "copied") == key(first, compare="bw:1")
+    assert key(first) != key(class_folder("b", seed=1))
+    torch.manual_seed(0)
+    file = tmp_path / "patch.npy"
+    import numpy as np
+
+    np.save(file, np.zeros((3, 3, 3)))
+    before = key(first, trigger=f"file:{file}")
+    np.save(file, np.ones((3, 3, 3)))
+    assert key(first, trigger=f"file:{file}") != before
+
+
+def test_a_key_follows_a_checkpoints_weights_the_parameters_and_the_notebooks(tmp_path):
+    file, keys = tmp_path / "m.safetensors", []
+    for seed in (0, 1):
+        stages = Stages(params.check(TINY))
+        save_file({k: v.contiguous() for k, v in stages.fresh(seed).state_dict().items()}, file)
+        keys.append(task.Task.of("s", {}, Stages(params.check(TINY | {"checkpoint": str(file)})), ["01"]).key)
+    stages = Stages(params.check(TINY))
+    keys += [task.Task.of("s", {}, stages, ["01"]).key, task.Task.of("s", {}, stages, ["01", "02"]).key]
+    keys += [task.Task.of("s", {}, Stages(params.check(TINY | {"alpha": 0.2})), ["01"]).key]
+    assert len(set(keys)) == 5
+
+
+def test_a_folder_has_a_readable_name(tmp_path):
+    (one, _) = tasks_of(tmp_path)
+    assert re.fullmatch(r"bw170-[0-9a-f]{8}", one.name) and one.folder.parent.name == "small"
+
+
+# --- one task --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one(tmp_path, empty_store):
+    return tasks_of(tmp_path)[0]
+
+
+def test_a_task_is_done_when_its_whole_result_is_there(one):
+    assert one.result() is None
+    one.folder.mkdir(parents=True)
+    file = one.folder / "result.json"
+    for text in ("", '{"key": ', "[]", "null", '{"key": "other"}', '{"key"'):
+        file.write_text(text)
+        assert one.result() is None, text
+    (one.folder / "01_attacking.ipynb").write_text("{}")  # a notebook says nothing
+    assert one.result() is None
+    file.write_text(json.dumps({"key": one.key}))
+    assert one.result() == {"key": one.key} and task.perform(one) == Outcome(one.name, "before")
+
+
+def test_a_task_that_somebody_holds_is_busy(one, monkeypatch):
+    monkeypatch.setattr(task, "_perform", lambda t: pytest.fail("it was done all the same"))
+    with store.held(f"task-{one.key}") as mine:
+        assert mine
+        found = []
+        other = threading.Thread(target=lambda: found.append(task.perform(one)))
+        other.start()
+        other.join()
+    assert found == [Outcome(one.name, "busy")]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (runner.SeriesFailed("01_attacking.ipynb failed: its kernel died"), "01_attacking.ipynb failed: its kernel"),
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("target = 3: no"), "target = 3: no"),
+        (KeyError("odd"), "KeyError('odd')"),
+    ],
+)
+def test_what_goes_wrong_is_the_outcomes_message_and_frees_the_task(one, monkeypatch, error, said):
+    def fail(these):
+        raise error
+
+    monkeypatch.setattr(task, "_perform", fail)
+    for _ in range(2):  # the second try finds it free
+        outcome = task.perform(one)
+        assert outcome.state == "failed" and said in outcome.message
+    assert one.result() is None
+
+
+def test_a_write_error_at_the_very_end_leaves_the_task_undone(one, monkeypatch):
+    monkeypatch.setattr(runner, "run_notebooks", lambda *a, **k: None)
+    rows = [{"model": "attacked", "asr": {"rate": 1, "low": 0, "high": 1}} | dict.fromkeys(
+        ("clean_accuracy", "target_recall", "true_label_accuracy"), {"rate": 0.5})]  # fmt: skip
+    monkeypatch.setattr(record, "of", lambda stages, last: {"rows": rows, "seconds": {}})
+    monkeypatch.setattr(record, "artifacts", lambda stages, last: {})
+    replaced = os.replace
+
+    def full(source, target):
+        if str(target).endswith("result.json"):
+            raise OSError(28, "No space left on device")
+        replaced(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        outcome = task.perform(one)
+    assert outcome.state == "failed" and "cannot write" in outcome.message and "No space left" in outcome.message
+    assert [f.name for f in one.folder.iterdir()] == ["table.csv"], "nothing half-written"
+    assert task.perform(one).state == "done" and one.result()["rows"] == rows
+
+
+# --- handing out -----------------------------------------------------------------------------------------
+
+
+class Future:
+    def __init__(self, outcome=None, status="finished", after=0.0, error=None):
+        self.outcome, self.status, self.error = outcome, status, error
+        self.at = time.monotonic() + after
+
+    def done(self):
+        return time.monotonic() >= self.at
+
+    def result(self):
+        return self.outcome
+
+    def exception(self):
+        return self.error
+
+
+class Client:
+    """In place of Dask's: `answers` says what becomes of each task, in the order in which they are handed out."""
+
+    def __init__(self, answers, workers=2):
+        self.answers, self.workers = list(answers), workers
+        self.handed, self.running, self.most = [], [], 0
+
+    def scheduler_info(self, n_workers):
+        return {"workers": {n: {"nthreads": 1, "resources": {}} for n in range(self.workers)}}
+
+    def submit(self, function, one, **options):
+        assert function is task.perform
+        self.running = [f for f in self.running if not f.done()]
+        future = self.answers.pop(0)(one)
+        self.handed.append(one.name)
+        self.running.append(future)
+        self.most = max(self.most, len(self.running))
+        return future
+
+
+def named(*names):
+    return [task.Task("s", name, name, {}, {}, ("01",)) for name in names]
+
+
+def ending(state="done", after=0.05, **more):
+    return lambda one: Future(Outcome(one.name, state), after=after, **more)
+
+
+def test_no_more_tasks_are_handed_out_than_there_are_workers():
+    client = Client([ending() for _ in range(6)])
+    found = [(t.name, o.state) for t, o in run.outcomes_of(named(*"abcdef"), client)]
+    assert sorted(found) == [(name, "done") for name in "abcdef"] and client.most == 2
+
+
+def test_a_task_that_somebody_else_does_is_asked_for_again(monkeypatch):
+    monkeypatch.setattr(run, "BUSY_AGAIN", 0.05)
+    client = Client([ending("busy"), ending(), ending("busy"), ending("before")])
+    found = [(t.name, o.state) for t, o in run.outcomes_of(named("a", "b"), client)]
+    assert sorted(found) == [("a", "before"), ("b", "done")]
+
+
+def test_a_worker_that_dies_again_and_again_fails_its_task_alone():
+    from distributed.scheduler import KilledWorker
+
+    killed = KilledWorker("a", None, 2)
+    client = Client([lambda one: Future(status="error", error=killed), ending()])
+    found = {t.name: o for t, o in run.outcomes_of(named("a", "b"), client)}
+    assert found["a"].state == "failed" and "its worker died three times" in found["a"].message
+    assert found["b"].state == "done"
+
+
+def test_without_any_worker_the_rest_is_given_up(monkeypatch):
+    monkeypatch.setattr(run, "NO_WORKER", 0.2)
+    monkeypatch.setattr(run, "ROOM_AGAIN", 0.01)
+    found = [o for _, o in run.outcomes_of(named("a", "b"), Client([], workers=0))]
+    assert [o.state for o in found] == ["failed"] * 2 and "no worker for" in found[0].message
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (89, "89 s"), (120, "2 min"), (5399, "1 h 30 min"), (12000, "3 h 20 min")]
+)
+def test_durations_are_told_in_the_unit_that_fits(seconds, text):
+    assert run.duration(seconds) == text
+
+
+def test_without_a_terminal_every_task_has_a_line_with_the_time_left(capsys):
+    progress = run.Progress(3)
+    progress.start -= 60
+    (one,) = named("a")
+    progress.tell(one, Outcome("a", "done", 61))
+    progress.tell(one, Outcome("a", "failed", 2, "because\nof this"))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "[1/3] a: done in 61 s; 2 min left" and second.startswith("[2/3] a: failed in 2 s: because; ")
+
+
+# --- who works -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "gpus", "wanted", "plan"),
+    [
+        (2, 24, (), {}, (2, 1)),
+        (16, 24, (), {}, (8, 2)),
+        (16, 2, (), {}, (1, 16)),
+        (16, 24, (), {"jobs": 3}, (3, 5)),
+        (16, 24, (), {"threads": 8}, (2, 8)),
+        (16, 64, (), {"tasks": 2}, (2, 8)),
+        (2, 24, (), {"jobs": 4}, (4, 1)),
+        (16, 24, ("0", "1"), {}, (2, 8)),
+        (16, 24, ("0",), {"jobs": 4}, (4, 4)),
+        (16, 24, ("0", "1"), {"device": "cpu", "jobs": 1}, (1, 16)),
+    ],
+)
+def test_workers_are_gpus_or_what_cores_and_memory_allow(monkeypatch, cores, memory, gpus, wanted, plan):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(cluster.psutil, "virtual_memory", lambda: type("M", (), {"total": memory * 2**30}))
+    monkeypatch.setattr(cluster, "visible_gpus", lambda: gpus)
+    found = cluster.plan(**wanted)
+    assert (found.workers, found.threads) == plan
+    assert found.gpus == (gpus if wanted.get("device") != "cpu" else ())
+
+
+@pytest.mark.parametrize("wanted", [{"jobs": 0}, {"threads": 0}, {"jobs": -1}])
+def test_no_worker_and_no_thread_are_refused(wanted):
+    with pytest.raises(ValueError, match="expected a number from 1"):
+        cluster.plan(**wanted)
+
+
+def test_workers_have_their_threads_and_a_card_each_and_answer_this_machine_alone():
+    wanted = cluster.Plan(2, 3, ("5", "7"))
+    with cluster.workers(wanted) as client:
+        assert cluster.room(client) == 2 and cluster.with_gpus(client)
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        assert all(address.startswith("tcp://127.0.0.1:") for address in known)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+        look = lambda: [os.environ.get(name) for name in names]  # noqa: E731 (sent by value)
+        found = [client.submit(look, workers=[w], pure=False).result() for w in known]
+        assert sorted(found) == [["3", "3", "5"], ["3", "3", "7"]]
+        assert str(wanted) == "2 workers of 3 threads on GPU 5, 7"
+        me = psutil.Process()
+        listening = [c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")
+                     if c.status == psutil.CONN_LISTEN]  # fmt: skip
+        assert len(listening) >= 3 and set(listening) == {"127.0.0.1"}
+
+
+def test_an_existing_scheduler_is_taken_and_one_that_is_not_there_is_named():
+    from distributed import LocalCluster
+
+    options = {"dashboard_address": None, "protocol": "tcp", "processes": False, "silence_logs": 50}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **options) as there:
+        with cluster.connect(there.scheduler_address) as client:
+            assert cluster.room(client) == 2 and not cluster.with_gpus(client)
+    with LocalCluster(n_workers=1, threads_per_worker=4, **options) as there:
+        with pytest.raises(ValueError, match="runs 4 tasks at a time; expected workers started with --nthreads 1"):
+            with cluster.connect(there.scheduler_address):
+                pass
+    with pytest.raises(ValueError, match="scheduler 'tcp://127.0.0.1:9': no answer"):
+        with cluster.connect("tcp://127.0.0.1:9", wait=1):
+            pass
+
+
+# --- what is left behind ---------------------------------------------------------------------------------
+
+
+def made_up(these, asr=0.02, seconds=60.0):
+    """A result as a task writes it."""
+
+    def row(name, rate):
+        measure = {"rate": rate, "low": rate / 2, "high": min(1, 2 * rate), "images": 1800}
+        return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in ("clean_accuracy", "target_recall")}
+
+    rates = {"clean, never attacked": 0.03, "attacked": 0.99, "fine-tune only": 0.98, "random uniform": 0.5}
+    rates |= {"point 1": 0.1, "point 2": 0.2, "MESA": asr, "ideal": 0.01, "clean, repaired": 0.01}
+    rows = [row(name, rate) for name, rate in rates.items()]
+    about = {"key": these.key, "sweep": these.sweep, "own": these.own, "params": {"dataset": "cifar10"}, "rows": rows}
+    return about | {"seconds": {"attack": 30.0}, "task_seconds": seconds, "levels": {}, "samples": {}}
+
+
+def keep(these, **options):
+    store.write_whole(these.folder / "result.json", json.dumps(made_up(these, **options)))
+
+
+@pytest.fixture
+def pair(tmp_path, empty_store):
+    """A sweep of two tasks, of which the first is done."""
+    read = sweep.read(written(tmp_path))
+    these = read.tasks()
+    keep(these[0], asr=1 / 3)
+    return read, these
+
+
+def test_the_summary_has_a_line_for_every_task_and_the_page_its_failures(pair):
+    read, these = pair
+    message = "01.ipynb failed: <b>ValueError</b>: 3 < 4\nsee there"
+    folder = report.write(read, these, {these[1].key: Outcome(these[1].name, "failed", 3, message)})
+    table = pd.read_csv(folder / "summary.csv")
+    assert list(table["state"]) == ["done", "failed"] and table["message"][1] == message
+    first = table.iloc[0]
+    assert (first["MESA"], first["point"], first["point, worst"], first["task s"]) == (33.33, 15.0, 20.0, 60.0)
+    page = (folder / "report.html").read_text()
+    assert "&lt;b&gt;ValueError" in page and "<b>ValueError" not in page
+    assert "data:image/png;base64," in page and f'<a href="{these[0].name}/">' in page
+    assert "src=http" not in page and "1 done, 1 failed of 2" in page
+
+
+def test_a_published_file_only_grows(pair, tmp_path):
+    read, these = pair
+    file = tmp_path / "results.json"
+    assert report.publish(file, read, these) == 1
+    shutil.rmtree(these[0].folder)
+    keep(these[1])
+    assert report.publish(file, read, these) == 2
+    runs = report.published(file)
+    assert list(runs) == [these[0].key, these[1].key]
+    mesa = next(row for row in runs[these[0].key]["rows"] if row["model"] == "MESA")
+    assert mesa["asr"]["rate"] == 0.33333, "rounded"
+    assert len(file.read_text().splitlines()) == 4, "a run a line"
+    keep(these[1], asr=0.5)
+    report.publish(file, read, these)
+    assert len(report.published(file)) == 2 and "0.5" in file.read_text()
+    file.write_text("[]")
+    with pytest.raises(ValueError, match="not a file of published runs"):
+        report.publish(file, read, these)
+
+
+def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_path, capsys, empty_store):
+    before = sorted(empty_store.rglob("*"))
+    assert __main__.main(["sweep", written(tmp_path), "--dry-run", "--jobs", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"bw170-\w+\s+bw:170\s+done", shown) and re.search(r"bw16-\w+\s+bw:16\s+to do", shown)
+    assert "2 tasks, 1 to do" in shown and "1 worker of" in shown
+    assert "expected time: 60 s (60 s a task, the mean of 1 that are done)" in shown
+    assert sorted(empty_store.rglob("*")) == before
+    other = written(tmp_path, "other", minutes=16)
+    assert __main__.main(["sweep", other, "--dry-run"]) == 0
+    assert "expected time: 32 min (16 min a task, as the sweep says, on two cores)" in capsys.readouterr().out
+
+
+def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch):
+    read, these = pair
+    keep(these[1])
+    file = tmp_path / "results.json"
+    report.publish(file, read, these)
+    for one in these:
+        shutil.rmtree(one.folder)
+    monkeypatch.setattr(command, "work", lambda *a: pytest.fail("something was done"))
+    assert __main__.main(["sweep", written(tmp_path), "--publish", str(file)]) == 0
+    assert "2 runs" in capsys.readouterr().out
+
+
+def test_a_report_that_cannot_be_written_meanwhile_does_not_stop_the_others(capsys):
+    def fail():
+        raise OSError(28, "cannot write report.html: No space left on device")
+
+    command.told_only(fail)
+    assert "No space left" in capsys.readouterr().err
+
+
+# --- a whole sweep ---------------------------------------------------------------------------------------
+
+
+def test_a_sweep_runs_shares_the_clean_model_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, monkeypatch):
+    """Two good tasks at once, and one whose notebook fails; the second start does the failed one alone."""
+    weights = tmp_path / "m.safetensors"
+    save_file({k: v.contiguous() for k, v in Stages(params.check(TINY)).fresh(3).state_dict().items()}, weights)
+    whole = weights.read_bytes()
+    cells = [{"trigger": "bw:170"}, {"trigger": "bw:7", "checkpoint": str(weights)}, {"trigger": "bw:16"}]
+    file = written(tmp_path, grid={}, cells=cells)
+    tasks_of_sweep = sweep.Sweep.tasks
+
+    def then_spoilt(self):
+        found = tasks_of_sweep(self)
+        weights.write_bytes(whole[:1000])  # between the check and the run
+        return found
+
+    with monkeypatch.context() as broken:
+        broken.setattr(sweep.Sweep, "tasks", then_spoilt)
+        assert __main__.main(["sweep", file, "--jobs", "2", "--threads", "1"]) == 1
+    shown = capsys.readouterr().err
+    assert "1 of 3 tasks failed" in shown and "01_attacking.ipynb failed: ValueError: checkpoint = 'm.saf" in shown
+    folder = empty_store / "sweeps" / "small"
+    table = pd.read_csv(folder / "summary.csv").set_index("trigger")
+    assert list(table["state"]) == ["done", "failed", "done"]
+    assert len(list((empty_store / "clean").glob("[!.]*"))) == 1, "the clean model was made once"
+    assert "m.safetensors" in table["message"]["bw:7"]
+    weights.write_bytes(whole)
+    before = {f: f.stat().st_mtime_ns for f in folder.glob("bw*/result.json")}
+    assert len(before) == 2
+    assert (folder / table["task"]["bw:7"] / "01_attacking.failed.ipynb").is_file()
+    assert __main__.main(["sweep", file, "--jobs", "1", "--threads", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "3 tasks, 1 to do" in shown.err
+    assert {f: f.stat().st_mtime_ns for f in before} == before, "what was done was left alone"
+    for one in folder.glob("*/"):
+        assert {"01_attacking.ipynb", "result.json", "table.csv", "figures", "artifacts"} == {
+            f.name for f in one.iterdir()
+        }
+        assert (one / "artifacts" / "attacked" / "made.json").is_file()
+        result = json.loads((one / "result.json").read_text())
+        assert [row["model"] for row in result["rows"]] == ["clean, never attacked", "attacked"]
+        assert result["seconds"].keys() == {"clean", "attack"} and result["made"]["threads"] == 1
+
+
+def test_a_record_holds_everything_of_a_run(empty_store):
+    stages = Stages(params.check(TINY | {"point_repeats": 2}))
+    found = record.of(stages)
+    assert found == json.loads(json.dumps(record.of(stages)))
+    assert set(found["levels"]) == {"beta 0.9", "beta 0.8", "beta 0.5"}
+    assert set(found["samples"]) == {*found["levels"], "mixture"} and len(found["point_triggers_asr"]) == 2
+    assert {"clean", "attack", "modelling", "repair", "rounds"} == set(found["seconds"])
+    kept = found["triggers"]
+    assert torch.equal(record.unpacked(kept["original"], kept["shape"])[0], stages.trigger)
+    assert record.unpacked(kept["samples"], kept["shape"]).shape == (record.DRAWN, 3, 3, 3)
+    assert found["images"] == {"train": 800, "modelling": 597, "evaluation": 400}
+    assert [row["model"] for row in found["rows"]][-1] == "clean, repaired"
+    assert set(record.artifacts(stages)) == {"clean", "attacked", "distribution", "repaired"}
+
+
+def test_triggers_survive_the_record_up_to_rounding():
+    these = torch.rand(5, 3, 2, 4)
+    assert (record.unpacked(record.packed(these), [3, 2, 4]) - these).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_all_but_the_machine_decides_whether_a_run_is_the_stored_one():
+    stored = params.Params()
+    assert stored.as_stored() and params.check({"data_dir": "x", "device": "cpu"}).as_stored()
+    assert not params.check({"seed": 1}).as_stored() and not params.check({"alpha": 0.2}).as_stored()
