@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lab install notebooks
+.PHONY: run test test-faults lab install notebooks
 
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
@@ -15,6 +15,9 @@ test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what th
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval notebooks
+
+test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: some minutes more
+	$(BIN)/python -m pytest tests/test_faults.py --faults
 
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb

@@ -69,9 +69,13 @@ def toy() -> Split:
     return Split((noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="also the tests that kill batch runs (make test-faults)")
+
+
+def pytest_collection_modifyitems(config, items):
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none here"))
+        if item.get_closest_marker("faults") and not config.getoption("--faults"):
+            item.add_marker(pytest.mark.skip(reason="minutes of killing: make test-faults"))
