@@ -1,0 +1,110 @@
+"""What batch runs cost beside the work: two workers against one, papermill and Dask against none, 8 tasks against 200.
+
+    python benchmarks/scale.py --out results/scale.json
+
+Every measurement is the whole command `python -m mesa_lib sweep` on an empty store, start and end included, unless it
+says otherwise; workers have one thread. What is finished is kept in --work, so that the script goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from mesa_lib import device as devices
+from mesa_lib import store
+
+#: about a minute of work on one thread, nothing shared between tasks
+MINUTE = {"params": ["digits"], "set": {"compare": "", "clean_seed": -1}, "notebooks": ["04"]}
+#: next to no work
+TINY = {
+    "params": ["digits"],
+    "set": {"clean_epochs": 1, "attack_epochs": 1, "width": 4, "image_size": 16, "batch_size": 64, "clean_seed": 0},
+    "notebooks": ["01"],
+}
+#: the same work as a task of MINUTE, in one process without notebooks
+PLAIN = """
+import json, sys, time
+from mesa_lib import params, record
+from mesa_lib.stages import Stages
+file, *changes = sys.argv[1:]
+start = time.perf_counter()
+record.of(Stages(params.read([file], changes)))
+print(time.perf_counter() - start)
+"""
+
+
+def sweep(parts: dict, seeds: range, jobs: int, folder: Path) -> dict:
+    """One command on an empty store -> its seconds, and those of its tasks."""
+    folder.mkdir(parents=True)
+    file = folder / "measured.yaml"
+    file.write_text(json.dumps(parts | {"grid": {"seed": list(seeds)}}))
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "mesa_lib", "sweep", str(file), "--jobs", str(jobs), "--threads", "1"],
+        env=os.environ | {"MESA_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}, check=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    results = [json.loads(f.read_text()) for f in (folder / "runs" / "sweeps").glob("*/*/result.json")]
+    assert len(results) == len(seeds)
+    return {"tasks": len(seeds), "workers": jobs, "seconds": seconds, "each": [r["task_seconds"] for r in results]}
+
+
+def plain(seed: int, folder: Path) -> float:
+    """Seconds of one minute task in a process of its own, without papermill, kernel and Dask; imports not counted."""
+    found = subprocess.run(
+        [sys.executable, "-c", PLAIN, "params/digits.yaml", "compare=", f"seed={seed}"],
+        env=os.environ | {"MESA_RUNS": str(folder), "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return float(found.stdout.split()[-1])
+
+
+def summary(parts: dict) -> dict:
+    """The three figures that were asked for."""
+    one, two = parts["8 tasks, one worker"], parts["8 tasks, two workers"]
+    bare = statistics.median(parts["plain"])
+    per_task = {name: parts[name]["seconds"] / parts[name]["tasks"] for name in ("8 tiny tasks", "200 tiny tasks")}
+    ends = {name: parts[name]["seconds"] - sum(parts[name]["each"]) for name in ("8 tasks, one worker",)}
+    return {
+        "two workers / one": two["seconds"] / one["seconds"],
+        "a task, median seconds": statistics.median(one["each"]),
+        "the same without papermill and Dask, median seconds": bare,
+        "added to a task": statistics.median(one["each"]) / bare - 1,
+        "added to the whole command, seconds": ends["8 tasks, one worker"],
+        "seconds a tiny task, of 8": per_task["8 tiny tasks"],
+        "seconds a tiny task, of 200": per_task["200 tiny tasks"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mesa-scale")
+    a = parser.parse_args()
+    kept = a.work / "measured.json"
+    parts = json.loads(kept.read_text()) if kept.is_file() else {}
+
+    def measure(name: str, what) -> None:
+        if name not in parts:
+            parts[name] = what(a.work / name.replace(" ", "-"))
+            store.write_whole(kept, json.dumps(parts))
+            print(name, "done", flush=True)
+
+    measure("plain", lambda where: [plain(seed, where / str(seed)) for seed in range(3)])
+    measure("8 tasks, one worker", lambda where: sweep(MINUTE, range(8), 1, where))
+    measure("8 tasks, two workers", lambda where: sweep(MINUTE, range(8), 2, where))
+    measure("8 tiny tasks", lambda where: sweep(TINY, range(8), 2, where))
+    measure("200 tiny tasks", lambda where: sweep(TINY, range(200), 2, where))
+    made = devices.describe(devices.pick("cpu"))
+    content = {"made": made, "parts": parts, "summary": summary(parts)}
+    store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
+    print(json.dumps(content["summary"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
