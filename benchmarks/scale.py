@@ -9,6 +9,7 @@ says otherwise; workers have one thread. What is finished is kept in --work, so 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from mesa_lib import device as devices
-from mesa_lib import store
+from mesa_lib import paths, store
 
 #: about a minute of work on one thread, nothing shared between tasks
 MINUTE = {"params": ["digits"], "set": {"compare": "", "clean_seed": -1}, "notebooks": ["04"]}
@@ -58,7 +59,7 @@ def sweep(parts: dict, seeds: range, jobs: int, folder: Path) -> dict:
 def plain(seed: int, folder: Path) -> float:
     """Seconds of one minute task in a process of its own, without papermill, kernel and Dask; imports not counted."""
     found = subprocess.run(
-        [sys.executable, "-c", PLAIN, "params/digits.yaml", "compare=", f"seed={seed}"],
+        [sys.executable, "-c", PLAIN, str(paths.parameter_file("digits")), "compare=", f"seed={seed}"],
         env=os.environ | {"MESA_RUNS": str(folder), "OMP_NUM_THREADS": "1"}, check=True, capture_output=True, text=True,
     )  # fmt: skip
     return float(found.stdout.split()[-1])
@@ -91,7 +92,9 @@ def main() -> None:
 
     def measure(name: str, what) -> None:
         if name not in parts:
-            parts[name] = what(a.work / name.replace(" ", "-"))
+            where = a.work / name.replace(" ", "-")
+            shutil.rmtree(where, ignore_errors=True)  # of a try that was stopped: its models would be taken up
+            parts[name] = what(where)
             store.write_whole(kept, json.dumps(parts))
             print(name, "done", flush=True)
 

@@ -132,6 +132,13 @@ class Params(BaseModel):
         machine = {"data_dir", "device"}  # where, not what
         return self.model_dump(exclude=machine) == Params().model_dump(exclude=machine)
 
+    def content(self) -> dict[str, Any]:
+        """The parameters without the places of files, for keys: what lies there is keyed by its content instead."""
+        values = self.model_dump(exclude={"data_dir", "compare"})
+        files = {"checkpoint": "given"} if self.checkpoint else {}
+        files |= {"trigger": "file"} if self.trigger.startswith("file:") else {}
+        return values | files
+
     def mesa(self, **changes) -> Settings:
         """The settings of the staircase (the trigger's size is known to the defender, as in the paper)."""
         chosen = {
@@ -252,4 +259,7 @@ def read(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Par
 
 def value_of(text: str) -> Any:
     """The value that a text has in a parameter file: `3` -> 3, `1e-3` -> 0.001, nothing -> ''."""
-    return yaml.load(text, _Loader) if text.strip() else ""  # noqa: S506 (a SafeLoader)
+    try:
+        return yaml.load(text, _Loader) if text.strip() else ""  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: {' '.join(str(error).split())}; expected a value as in YAML") from None

@@ -22,7 +22,7 @@ def of(stages: Stages, last: int = 4) -> dict:
     images but those of the samples, which the defender sees as well (modelling images).
     """
     p = stages.p
-    config = {"params": p.model_dump(exclude={"data_dir", "compare"}), "last": last, "run": stages.identity()}
+    config = {"params": p.content(), "last": last, "run": stages.identity()}
 
     def make() -> tuple[dict, dict]:
         d = stages.data
@@ -41,7 +41,8 @@ def of(stages: Stages, last: int = 4) -> dict:
 
     made = store.train_or_load("record", config, make, stages.device)
     about = {k: v for k, v in made.made.items() if k not in ("files", "seconds")}
-    return {"trigger": p.trigger, "target": p.target, "seed": p.seed, "made": about} | made.result
+    trigger = f"file:{Path(p.trigger).name}" if p.trigger.startswith("file:") else p.trigger
+    return {"trigger": trigger, "target": p.target, "seed": p.seed, "made": about} | made.result
 
 
 def _modelled(stages: Stages) -> dict:

@@ -84,36 +84,46 @@ def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str
     start = time.monotonic()
     for old in (scratch, failed, target):  # of an earlier try
         old.unlink(missing_ok=True)
-    with watched(label, quiet):
-        try:
-            papermill.execute_notebook(
-                str(source),
-                str(scratch),
-                own_parameters(source, p),
-                kernel_name="python3",
-                progress_bar=False,
-                coalesce_streams=True,
-                request_save_on_cell_execute=False,  # saved every half minute and at the end
-                start_timeout=300,  # a busy machine
-                config=Config(KernelManager={"transport_encryption": "auto"}),
-            )
-        except PapermillExecutionError as error:
+    try:
+        with watched(label, quiet):
+            execute(source, scratch, own_parameters(source, p))
+        book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
+        book = without_dead_links(book, beside)
+        nbformat.write(book, scratch)
+        os.replace(scratch, target)
+        save_figures(book, out / "figures", source.stem)
+    except SeriesFailed as error:
+        kept = ""
+        if scratch.exists():
             os.replace(scratch, failed)
-            raise SeriesFailed(
-                f"{source.name} failed: {error.ename}: {error.evalue}\nsee {paths.show(failed)}"
-            ) from error
-        except DeadKernelError as error:
-            raise SeriesFailed(f"{source.name} failed: its kernel died (killed, or out of memory)") from error
-        except (CellTimeoutError, RuntimeError) as error:  # RuntimeError: the kernel did not start
-            raise SeriesFailed(f"{source.name} failed: {' '.join(str(error).split())}") from error
-    book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
-    book = without_dead_links(book, beside)
-    nbformat.write(book, scratch)
-    os.replace(scratch, target)
-    save_figures(book, out / "figures", source.stem)
+            kept = f"\nsee {paths.show(failed)}"
+        raise SeriesFailed(f"{source.name} failed: {error}{kept}") from error.__cause__
+    except OSError as error:
+        raise SeriesFailed(f"{source.name}: cannot write to {paths.show(out)}: {error.strerror or error}") from error
     if not quiet:
         print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return target
+
+
+def execute(source: Path, target: Path, values: dict) -> None:
+    """Run one notebook by papermill; SeriesFailed says what went wrong, and `target` holds what there is by then."""
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            values,
+            kernel_name="python3",
+            progress_bar=False,
+            coalesce_streams=True,
+            start_timeout=300,  # a busy machine
+            config=Config(KernelManager={"transport_encryption": "auto"}),
+        )
+    except PapermillExecutionError as error:
+        raise SeriesFailed(f"{error.ename}: {error.evalue}") from error
+    except (CellTimeoutError, RuntimeError) as error:  # of the kernel: it died, or never started
+        died = isinstance(error, DeadKernelError) or "died" in str(error)
+        reason = "its kernel died (killed, or out of memory)" if died else " ".join(str(error).split())
+        raise SeriesFailed(reason) from error
 
 
 def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:

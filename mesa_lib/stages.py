@@ -104,8 +104,9 @@ class Stages:
             "seed": p.seed,
         }
         config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
-        if p.start == "scratch":  # the schedule of clean training, which is in the key already
-            return config
+        if p.start == "scratch":  # the schedule of clean training, which is in the key unless the model was given
+            given = ("clean_epochs", "clean_lr", "weight_decay", "label_smoothing") if p.checkpoint else ()
+            return config | {name: getattr(p, name) for name in given}
         return config | {"epochs": p.attack_epochs, "lr": p.attack_lr, "schedule": p.schedule}
 
     # --- models ------------------------------------------------------------------------------------------

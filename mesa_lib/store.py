@@ -147,6 +147,7 @@ def save(kind: str, config: dict, tensors: dict[str, Tensor], result: dict, made
         if target.exists():  # another process was quicker, or a damaged folder stands there
             shutil.rmtree(target)
         os.rename(scratch, target)
+        sync(target.parent)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
@@ -193,6 +194,7 @@ def tensors_key(tensors: dict[str, Tensor]) -> str:
 
 
 def sync(file: Path) -> None:
+    """Have the disk take a file, or a folder's list of files, before going on."""
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -211,6 +213,7 @@ def write_whole(file: Path, text: str) -> None:
         scratch.write_text(text)
         sync(scratch)
         os.replace(scratch, file)
+        sync(file.parent)
     except OSError as error:
         raise OSError(error.errno or 5, f"cannot write {paths.show(file)}: {error.strerror or error}") from error
     finally:

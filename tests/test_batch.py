@@ -7,10 +7,12 @@ import shutil
 import threading
 import time
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 import torch
+from distributed import Client as Dask
 from safetensors.torch import save_file
 
 from mesa_lib import __main__, params, paths, record, runner, store, triggers
@@ -50,8 +52,6 @@ def test_every_sweep_of_the_project_is_good(file):
 
 @pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar10-published", "paper-resnet18"])
 def test_the_papers_sweeps_have_every_pattern_in_the_order_that_they_say(name):
-    import numpy as np
-
     drawn = np.array(triggers.representatives())[np.random.RandomState(2019).permutation(51)]
     assert [p.trigger for _, p in sweep.read(name).each()] == [f"bw:{n}" for n in drawn]
 
@@ -73,8 +73,11 @@ def test_a_grid_is_every_combination_and_cells_go_with_each(tmp_path):
 
 
 def test_an_override_replaces_an_axis(tmp_path):
-    (cell,) = sweep.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"]).each()
+    read = sweep.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"])
+    (cell,) = read.each()
     assert (cell[1].trigger, cell[1].attack_lr, cell[0]) == ("bw:3", 0.001, {})
+    assert read.name == "small,attack_lr=0.001,trigger=bw3", "another report than that of the sweep itself"
+    assert len(sweep.read(written(tmp_path), [f"data_dir={'x' * 200}"]).name) <= 80
 
 
 def test_equal_cells_are_one_task(tmp_path):
@@ -95,17 +98,26 @@ BAD = {
     "quickstart": ({"notebooks": ["00"]}, "expected some of 01_attacking"),
     "file": ({"params": ["nothing"]}, "parameter file 'nothing': not found"),
     "name": ({"name": "other"}, "take the line name: out"),
+    "grid is a list": ({"grid": ["bw:1"]}, "grid = \\['bw:1'\\]: expected name: list of values"),
+    "override": ({"-p": "alpha=[0"}, "'\\[0': .*expected a value as in YAML"),
+    "override without a value": ({"-p": "alpha"}, "'alpha': expected name=value"),
+    "jobs elsewhere": ({"--scheduler": "x", "--jobs": "2"}, "jobs = 2: a scheduler has the workers that it has"),
+    "first": ({"--first": "0"}, "first = 0: expected a number from 1"),
+    "no scheduler": ({"--scheduler": "nonsense://x"}, "scheduler 'nonsense://x': no answer"),
 }
 
 
 @pytest.mark.parametrize("what", BAD)
 def test_what_is_wrong_is_said_before_anything_runs(what, tmp_path, capsys, empty_store):
     parts, said = BAD[what]
-    file = "nowhere" if parts is None else written(tmp_path, **parts)
-    assert __main__.main(["sweep", file]) == 1
+    parts = parts or {}
+    options = [text for name, value in parts.items() if name.startswith("-") for text in (name, value)]
+    parts = {name: value for name, value in parts.items() if not name.startswith("-")}
+    file = "nowhere" if what == "nowhere" else written(tmp_path, **parts)
+    assert __main__.main(["sweep", file, *options]) == 1
     shown = capsys.readouterr().err
-    assert shown.startswith("mesa: ") and re.search(said, shown), shown
-    assert "Traceback" not in shown and not (empty_store / "sweeps").exists()
+    assert re.search(f"^mesa: .*{said}", shown, re.M), shown
+    assert "Traceback" not in shown and not list(empty_store.glob("sweeps/*/*/"))
 
 
 # --- keys ------------------------------------------------------------------------------------------------
@@ -120,26 +132,46 @@ def test_a_key_follows_from_content_and_not_from_places(tmp_path, class_folder):
     shutil.copytree(first, tmp_path / "copied")
     assert key(first) == key(tmp_path / "copied") == key(first, compare="bw:1")
     assert key(first) != key(class_folder("b", seed=1))
-    torch.manual_seed(0)
-    file = tmp_path / "patch.npy"
-    import numpy as np
-
-    np.save(file, np.zeros((3, 3, 3)))
-    before = key(first, trigger=f"file:{file}")
-    np.save(file, np.ones((3, 3, 3)))
-    assert key(first, trigger=f"file:{file}") != before
+    one, other = tmp_path / "patch.npy", tmp_path / "other.npy"
+    np.save(one, np.zeros((3, 3, 3)))
+    shutil.copy(one, other)
+    before = key(first, trigger=f"file:{one}")
+    assert key(first, trigger=f"file:{other}") == before
+    np.save(one, np.ones((3, 3, 3)))
+    assert key(first, trigger=f"file:{one}") != before
 
 
 def test_a_key_follows_a_checkpoints_weights_the_parameters_and_the_notebooks(tmp_path):
-    file, keys = tmp_path / "m.safetensors", []
-    for seed in (0, 1):
-        stages = Stages(params.check(TINY))
-        save_file({k: v.contiguous() for k, v in stages.fresh(seed).state_dict().items()}, file)
-        keys.append(task.Task.of("s", {}, Stages(params.check(TINY | {"checkpoint": str(file)})), ["01"]).key)
-    stages = Stages(params.check(TINY))
-    keys += [task.Task.of("s", {}, stages, ["01"]).key, task.Task.of("s", {}, stages, ["01", "02"]).key]
-    keys += [task.Task.of("s", {}, Stages(params.check(TINY | {"alpha": 0.2})), ["01"]).key]
-    assert len(set(keys)) == 5
+    def key(notebooks=("01",), **changes):
+        return task.Task.of("s", {}, Stages(params.check(TINY | changes)), notebooks).key
+
+    def weights(name, seed):
+        state = Stages(params.check(TINY)).fresh(seed).state_dict()
+        save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / name)
+        return str(tmp_path / name)
+
+    first = key(checkpoint=weights("a.safetensors", 0))
+    assert first == key(checkpoint=weights("b.safetensors", 0))
+    second = key(checkpoint=weights("a.safetensors", 1))
+    keys = [first, second, key(), key(("01", "02")), key(alpha=0.2)]
+    keys += [key(("03",)), key(("03",), compare="bw:1")]
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_task_asked_for_in_other_words_is_the_same_task(tmp_path, empty_store):
+    (one,) = tasks_of(tmp_path, grid={"trigger": ["bw:170"]})
+    keep(one)
+    (same,) = tasks_of(tmp_path, grid={"seed": [0], "trigger": ["bw:170"]})
+    assert same.folder == one.folder and same.result()
+
+
+def test_files_travel_with_absolute_paths_and_stay_out_of_results(tmp_path, monkeypatch):
+    np.save(tmp_path / "patch.npy", np.zeros((3, 3, 3)))
+    monkeypatch.chdir(tmp_path)
+    values = task.placed(params.check(TINY | {"trigger": "file:patch.npy", "data_dir": "."}))
+    assert values["trigger"] == f"file:{tmp_path}/patch.npy" and values["data_dir"] == str(tmp_path)
+    assert task.named({"trigger": values["trigger"], "checkpoint": "/x/m.safetensors", "seed": 1}) == {
+        "trigger": "file:patch.npy", "checkpoint": "m.safetensors", "seed": 1}  # fmt: skip
 
 
 def test_a_folder_has_a_readable_name(tmp_path):
@@ -177,6 +209,16 @@ def test_a_task_that_somebody_holds_is_busy(one, monkeypatch):
         other.start()
         other.join()
     assert found == [Outcome(one.name, "busy")]
+
+
+def test_a_task_whose_files_changed_meanwhile_is_refused(tmp_path, empty_store, monkeypatch):
+    patch = tmp_path / "patch.npy"
+    np.save(patch, np.zeros((3, 3, 3)))
+    (one,) = tasks_of(tmp_path, grid={"trigger": [f"file:{patch}"]})
+    np.save(patch, np.ones((3, 3, 3)))
+    monkeypatch.setattr(runner, "run_notebooks", lambda *a, **k: pytest.fail("it ran"))
+    outcome = task.perform(one)
+    assert outcome.state == "failed" and "are not those that the sweep was started with" in outcome.message
 
 
 @pytest.mark.parametrize(
@@ -217,7 +259,9 @@ def test_a_write_error_at_the_very_end_leaves_the_task_undone(one, monkeypatch):
         outcome = task.perform(one)
     assert outcome.state == "failed" and "cannot write" in outcome.message and "No space left" in outcome.message
     assert [f.name for f in one.folder.iterdir()] == ["table.csv"], "nothing half-written"
+    (one.folder / ".result.json-of-the-dead").write_text("{")
     assert task.perform(one).state == "done" and one.result()["rows"] == rows
+    assert sorted(f.name for f in one.folder.iterdir()) == ["result.json", "table.csv"]
 
 
 # --- handing out -----------------------------------------------------------------------------------------
@@ -241,15 +285,17 @@ class Future:
 class Client:
     """In place of Dask's: `answers` says what becomes of each task, in the order in which they are handed out."""
 
-    def __init__(self, answers, workers=2):
-        self.answers, self.workers = list(answers), workers
+    def __init__(self, answers, workers=2, resources=()):
+        self.answers, self.workers, self.status = list(answers), workers, "running"
         self.handed, self.running, self.most = [], [], 0
+        self.resources = resources or [{}] * workers
 
     def scheduler_info(self, n_workers):
-        return {"workers": {n: {"nthreads": 1, "resources": {}} for n in range(self.workers)}}
+        return {"workers": {n: {"nthreads": 1, "resources": self.resources[n]} for n in range(self.workers)}}
 
-    def submit(self, function, one, **options):
+    def submit(self, function, one, threads, resources, **options):
         assert function is task.perform
+        self.asked = resources
         self.running = [f for f in self.running if not f.done()]
         future = self.answers.pop(0)(one)
         self.handed.append(one.name)
@@ -259,33 +305,39 @@ class Client:
 
 
 def named(*names):
-    return [task.Task("s", name, name, {}, {}, ("01",)) for name in names]
+    return [task.Task("s", name, name, {}, {}, ("01",), "/nowhere", "") for name in names]
+
+
+@pytest.fixture
+def there(monkeypatch):
+    """Results are where the workers say."""
+    monkeypatch.setattr(task.Task, "result", lambda self: {"key": self.key})
 
 
 def ending(state="done", after=0.05, **more):
     return lambda one: Future(Outcome(one.name, state), after=after, **more)
 
 
-def test_no_more_tasks_are_handed_out_than_there_are_workers():
+def test_no_more_tasks_are_handed_out_than_there_are_workers(there):
     client = Client([ending() for _ in range(6)])
     found = [(t.name, o.state) for t, o in run.outcomes_of(named(*"abcdef"), client)]
     assert sorted(found) == [(name, "done") for name in "abcdef"] and client.most == 2
 
 
-def test_a_task_that_somebody_else_does_is_asked_for_again(monkeypatch):
+def test_a_task_that_somebody_else_does_is_asked_for_again(monkeypatch, there):
     monkeypatch.setattr(run, "BUSY_AGAIN", 0.05)
     client = Client([ending("busy"), ending(), ending("busy"), ending("before")])
     found = [(t.name, o.state) for t, o in run.outcomes_of(named("a", "b"), client)]
     assert sorted(found) == [("a", "before"), ("b", "done")]
 
 
-def test_a_worker_that_dies_again_and_again_fails_its_task_alone():
+def test_a_worker_that_dies_again_and_again_fails_its_task_alone(there):
     from distributed.scheduler import KilledWorker
 
     killed = KilledWorker("a", None, 2)
     client = Client([lambda one: Future(status="error", error=killed), ending()])
     found = {t.name: o for t, o in run.outcomes_of(named("a", "b"), client)}
-    assert found["a"].state == "failed" and "its worker died three times" in found["a"].message
+    assert found["a"].state == "failed" and "its worker died again and again" in found["a"].message
     assert found["b"].state == "done"
 
 
@@ -294,6 +346,36 @@ def test_without_any_worker_the_rest_is_given_up(monkeypatch):
     monkeypatch.setattr(run, "ROOM_AGAIN", 0.01)
     found = [o for _, o in run.outcomes_of(named("a", "b"), Client([], workers=0))]
     assert [o.state for o in found] == ["failed"] * 2 and "no worker for" in found[0].message
+
+
+def test_without_its_scheduler_the_rest_is_given_up_at_once():
+    client = Client([ending(after=60)], workers=1)
+    found = run.outcomes_of(named("a", "b"), client, tick=lambda: setattr(client, "status", "closed"))
+    assert [(t.name, o.message) for t, o in found] == [(n, "the scheduler is gone") for n in "ab"]
+
+
+def test_what_a_worker_says_is_done_has_to_be_there():
+    ((_, outcome),) = run.outcomes_of(named("a"), Client([ending()]))
+    assert outcome.state == "failed" and "its worker says done, but" in outcome.message
+
+
+def test_what_a_worker_could_not_begin_is_told():
+    client = Client([lambda one: Future(status="error", error=ModuleNotFoundError("No module named 'mesa_lib'"))])
+    ((_, outcome),) = run.outcomes_of(named("a"), client)
+    assert outcome.message == "its worker could not begin: ModuleNotFoundError(\"No module named 'mesa_lib'\")"
+
+
+def test_with_gpus_only_workers_that_have_one_count(there):
+    client = Client([ending() for _ in range(3)], workers=3, resources=[{"GPU": 4.0}, {}, {}])
+    assert len(list(run.outcomes_of(named("a", "b", "c"), client))) == 3
+    assert client.most == 1 and client.asked == {"GPU": 1}
+
+
+def test_the_clock_goes_on_while_nothing_ends(there, monkeypatch):
+    monkeypatch.setattr(run, "ROOM_AGAIN", 0.05)
+    ticks = []
+    list(run.outcomes_of(named("a"), Client([ending(after=0.4)]), tick=lambda: ticks.append(1)))
+    assert len(ticks) > 3
 
 
 @pytest.mark.parametrize(
@@ -328,12 +410,13 @@ def test_without_a_terminal_every_task_has_a_line_with_the_time_left(capsys):
         (2, 24, (), {"jobs": 4}, (4, 1)),
         (16, 24, ("0", "1"), {}, (2, 8)),
         (16, 24, ("0",), {"jobs": 4}, (4, 4)),
+        (16, 64, ("0", "1", "2", "3"), {"tasks": 2}, (2, 8)),
         (16, 24, ("0", "1"), {"device": "cpu", "jobs": 1}, (1, 16)),
     ],
 )
 def test_workers_are_gpus_or_what_cores_and_memory_allow(monkeypatch, cores, memory, gpus, wanted, plan):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
-    monkeypatch.setattr(cluster.psutil, "virtual_memory", lambda: type("M", (), {"total": memory * 2**30}))
+    monkeypatch.setattr(cluster, "CPU_COUNT", cores)
+    monkeypatch.setattr(cluster, "MEMORY_LIMIT", memory * 2**30)
     monkeypatch.setattr(cluster, "visible_gpus", lambda: gpus)
     found = cluster.plan(**wanted)
     assert (found.workers, found.threads) == plan
@@ -349,9 +432,9 @@ def test_no_worker_and_no_thread_are_refused(wanted):
 def test_workers_have_their_threads_and_a_card_each_and_answer_this_machine_alone():
     wanted = cluster.Plan(2, 3, ("5", "7"))
     with cluster.workers(wanted) as client:
-        assert cluster.room(client) == 2 and cluster.with_gpus(client)
-        known = client.scheduler_info(n_workers=-1)["workers"]
-        assert all(address.startswith("tcp://127.0.0.1:") for address in known)
+        assert cluster.room(client) == (2, {"GPU": 1})
+        known = cluster.known(client)
+        assert all(address.startswith("tls://127.0.0.1:") for address in known)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
         look = lambda: [os.environ.get(name) for name in names]  # noqa: E731 (sent by value)
         found = [client.submit(look, workers=[w], pure=False).result() for w in known]
@@ -361,6 +444,9 @@ def test_workers_have_their_threads_and_a_card_each_and_answer_this_machine_alon
         listening = [c.laddr.ip for p in [me, *me.children(recursive=True)] for c in p.net_connections("inet")
                      if c.status == psutil.CONN_LISTEN]  # fmt: skip
         assert len(listening) >= 3 and set(listening) == {"127.0.0.1"}
+        stranger = {"address": client.scheduler.address.replace("tls", "tcp"), "timeout": 3, "set_as_default": False}
+        with pytest.raises((OSError, TimeoutError)):
+            Dask(**stranger)
 
 
 def test_an_existing_scheduler_is_taken_and_one_that_is_not_there_is_named():
@@ -369,7 +455,7 @@ def test_an_existing_scheduler_is_taken_and_one_that_is_not_there_is_named():
     options = {"dashboard_address": None, "protocol": "tcp", "processes": False, "silence_logs": 50}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as there:
         with cluster.connect(there.scheduler_address) as client:
-            assert cluster.room(client) == 2 and not cluster.with_gpus(client)
+            assert cluster.room(client) == (2, {})
     with LocalCluster(n_workers=1, threads_per_worker=4, **options) as there:
         with pytest.raises(ValueError, match="runs 4 tasks at a time; expected workers started with --nthreads 1"):
             with cluster.connect(there.scheduler_address):
@@ -437,7 +523,10 @@ def test_a_published_file_only_grows(pair, tmp_path):
     assert len(file.read_text().splitlines()) == 4, "a run a line"
     keep(these[1], asr=0.5)
     report.publish(file, read, these)
-    assert len(report.published(file)) == 2 and "0.5" in file.read_text()
+    again = report.published(file)
+    assert len(again) == 2 and {"rate": 0.5, "low": 0.25, "high": 1, "images": 1800} in [
+        row["asr"] for row in again[these[1].key]["rows"] if row["model"] == "MESA"
+    ]
     file.write_text("[]")
     with pytest.raises(ValueError, match="not a file of published runs"):
         report.publish(file, read, these)
@@ -449,11 +538,13 @@ def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_pat
     shown = capsys.readouterr().out
     assert re.search(r"bw170-\w+\s+bw:170\s+done", shown) and re.search(r"bw16-\w+\s+bw:16\s+to do", shown)
     assert "2 tasks, 1 to do" in shown and "1 worker of" in shown
-    assert "expected time: 60 s (60 s a task, the mean of 1 that are done)" in shown
+    assert "expected time: 60 s, one after another (60 s a task, the mean of 1 that are done)" in shown
     assert sorted(empty_store.rglob("*")) == before
     other = written(tmp_path, "other", minutes=16)
     assert __main__.main(["sweep", other, "--dry-run"]) == 0
-    assert "expected time: 32 min (16 min a task, as the sweep says, on two cores)" in capsys.readouterr().out
+    assert (
+        "expected time: 32 min, one after another (16 min a task, as the sweep says, on two" in capsys.readouterr().out
+    )
 
 
 def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch):
@@ -464,22 +555,69 @@ def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch
     for one in these:
         shutil.rmtree(one.folder)
     monkeypatch.setattr(command, "work", lambda *a: pytest.fail("something was done"))
-    assert __main__.main(["sweep", written(tmp_path), "--publish", str(file)]) == 0
-    assert "2 runs" in capsys.readouterr().out
+    for options in ([], ["--dry-run"]):
+        assert __main__.main(["sweep", written(tmp_path), "--publish", str(file), *options]) == 0
+    shown = capsys.readouterr()
+    assert "2 tasks, 0 to do" in shown.err and len(re.findall("published$", shown.out, re.M)) == 2
+    table = pd.read_csv(paths.runs() / "sweeps" / "small" / "summary.csv")
+    assert list(table["state"]) == ["published"] * 2 and list(table["MESA"]) == [33.33, 2.0]
+    assert len(report.published(file)) == 2
+
+
+def test_small_parameters_are_published_as_they_are(pair, tmp_path):
+    read, these = pair
+    result = made_up(these[0]) | {"params": {"weight_decay": 4e-6}, "own": {"modelling_lr": 1.23e-5}}
+    store.write_whole(these[0].folder / "result.json", json.dumps(result))
+    report.publish(tmp_path / "r.json", read, these)
+    (run_,) = report.published(tmp_path / "r.json").values()
+    assert run_["params"]["weight_decay"] == 4e-6 and run_["own"]["modelling_lr"] == 1.23e-5
+
+
+def test_the_first_tasks_are_the_first_whatever_is_done(pair, tmp_path, capsys):
+    assert __main__.main(["sweep", written(tmp_path), "--first", "1", "--dry-run"]) == 0
+    assert "1 tasks, 0 to do" in capsys.readouterr().out
+
+
+def test_a_full_disk_at_the_end_keeps_back_nothing(pair, tmp_path, monkeypatch, capsys):
+    read, these = pair
+
+    def fail(*arguments):
+        raise OSError(28, "cannot write summary.csv: No space left on device")
+
+    def worked(a, of_sweep, tasks, to_do, kept, plan, ended):
+        ended[these[1].key] = Outcome(these[1].name, "failed", 1, "01_attacking.ipynb failed: because")
+
+    monkeypatch.setattr(report, "write", fail)
+    monkeypatch.setattr(command, "work", worked)
+    file = tmp_path / "r.json"
+    assert __main__.main(["sweep", written(tmp_path), "--publish", str(file)]) == 1
+    shown = capsys.readouterr().err
+    assert "01_attacking.ipynb failed: because" in shown and "No space left" in shown and "1 of 1 tasks" in shown
+    assert len(report.published(file)) == 1
+
+
+def test_what_was_done_is_reported_after_ctrl_c(pair, tmp_path, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "work", stopped)
+    assert __main__.main(["sweep", written(tmp_path)]) == 130
+    assert (paths.runs() / "sweeps" / "small" / "summary.csv").is_file()
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_written_meanwhile_does_not_stop_the_others(capsys):
     def fail():
         raise OSError(28, "cannot write report.html: No space left on device")
 
-    command.told_only(fail)
+    assert command.told_only(fail) is False and command.told_only(lambda: None) is True
     assert "No space left" in capsys.readouterr().err
 
 
 # --- a whole sweep ---------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_shares_the_clean_model_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, monkeypatch):
+def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, monkeypatch):
     """Two good tasks at once, and one whose notebook fails; the second start does the failed one alone."""
     weights = tmp_path / "m.safetensors"
     save_file({k: v.contiguous() for k, v in Stages(params.check(TINY)).fresh(3).state_dict().items()}, weights)
@@ -501,7 +639,6 @@ def test_a_sweep_runs_shares_the_clean_model_and_goes_on_when_one_fails(tmp_path
     folder = empty_store / "sweeps" / "small"
     table = pd.read_csv(folder / "summary.csv").set_index("trigger")
     assert list(table["state"]) == ["done", "failed", "done"]
-    assert len(list((empty_store / "clean").glob("[!.]*"))) == 1, "the clean model was made once"
     assert "m.safetensors" in table["message"]["bw:7"]
     weights.write_bytes(whole)
     before = {f: f.stat().st_mtime_ns for f in folder.glob("bw*/result.json")}

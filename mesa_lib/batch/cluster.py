@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 import dask
 import distributed
-import psutil
 import torch
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+from distributed.system import MEMORY_LIMIT
+
+from .task import THREADS
 
 #: what a worker offers that has a GPU to itself, and a task asks for that is to have one
 GPU = "GPU"
+#: deaths of its worker after which a task has failed
+DEATHS = 3
 #: memory that one task may need, GiB: CIFAR-10's images twice, a training, a kernel and its worker
 TASK_MEMORY = 3
 
@@ -39,15 +44,14 @@ def plan(jobs: int | None = None, threads: int | None = None, device: str = "aut
     jobs, threads: as wanted; more jobs than GPUs share the cards
     tasks: how many there are; no more workers than that
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and not 1 <= value <= 1024:
             raise ValueError(f"{name} = {value}: expected a number from 1 to 1024")
     gpus = visible_gpus() if device in ("auto", "cuda") else ()
     if jobs is None:
-        by_memory = int(psutil.virtual_memory().total / 2**30 // TASK_MEMORY)
-        jobs = len(gpus) or max(1, min(cores // (threads or 1), by_memory, tasks))
-    return Plan(jobs, threads or max(1, cores // jobs), gpus)
+        by_memory = int(MEMORY_LIMIT / 2**30 // TASK_MEMORY)
+        jobs = max(1, min(len(gpus) or min(CPU_COUNT // (threads or 1), by_memory), tasks))
+    return Plan(jobs, threads or max(1, CPU_COUNT // jobs), gpus)
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -66,38 +70,35 @@ class LeaveInterrupts(distributed.WorkerPlugin):
 
 @contextmanager
 def workers(wanted: Plan) -> Iterator[Client]:
-    """Workers on this machine, reachable from it alone; a worker that dies is started again, its task too."""
+    """Workers on this machine; a worker that dies is started again, its task too. ValueError if they cannot start.
+
+    They and the scheduler listen on this machine alone, and speak to nobody without the key of this very run: on a
+    shared machine other people's programs could otherwise have them run anything.
+    """
     quiet()
-    threads = {f"{name}_NUM_THREADS": str(wanted.threads) for name in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")}
+    security = Security.temporary()
+    local = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
+    local |= {"security": security}
     specs = {}
     for number in range(wanted.workers):
         card = wanted.gpus[number % len(wanted.gpus)] if wanted.gpus else None
-        specs[number] = {
-            "cls": Nanny,
-            "options": {
-                "nthreads": 1,  # one task at a time; the threads are those of its arithmetic
-                "env": threads | ({"CUDA_VISIBLE_DEVICES": card} if card is not None else {}),
-                "resources": {GPU: 1} if card is not None else {},
-                "memory_limit": 0,  # a task's memory is that of its kernel, which Dask does not see
-                "host": "127.0.0.1",
-                "dashboard": False,
-                "dashboard_address": "127.0.0.1:0",
-            },
+        options = {
+            "nthreads": 1,  # one task at a time; the threads are those of its arithmetic
+            "env": dict.fromkeys(THREADS, str(wanted.threads)),
+            "resources": {GPU: 1} if card is not None else {},
+            "memory_limit": 0,  # a task's memory is that of its kernel, which Dask does not see
         }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {
-            "host": "127.0.0.1",
-            "port": 0,
-            "dashboard": False,
-            "dashboard_address": "127.0.0.1:0",
-            "allowed_failures": 2,
-        },
-    }
-    with (
-        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
-        Client(cluster) as client,
-    ):
+        if card is not None:
+            options["env"]["CUDA_VISIBLE_DEVICES"] = card
+        specs[number] = {"cls": Nanny, "options": local | options}
+    scheduler = {"cls": Scheduler, "options": local | {"port": 0, "allowed_failures": DEATHS - 1}}
+    try:
+        cluster = SpecCluster(
+            workers=specs, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name="mesa"
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{wanted} could not be started: {error}") from error
+    with cluster, Client(cluster, security=security) as client:
         client.register_plugin(LeaveInterrupts())
         client.wait_for_workers(wanted.workers, timeout=300)
         yield client
@@ -108,7 +109,7 @@ def connect(address: str, wait: float = 60) -> Iterator[Client]:
     """The workers of an existing scheduler: tcp://HOST:PORT, or the path of its scheduler file.
 
     ValueError if it does not answer or has no worker within `wait` seconds, or if a worker runs several tasks at a
-    time without offering GPUs: they would share one process environment.
+    time: they would share one process environment.
     """
     quiet()
     where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
@@ -121,25 +122,29 @@ def connect(address: str, wait: float = 60) -> Iterator[Client]:
             client.wait_for_workers(1, timeout=wait)
         except TimeoutError:
             raise ValueError(f"scheduler {address!r}: no worker in {wait:.0f} s; start one or more first") from None
-        known = client.scheduler_info(n_workers=-1)["workers"]
-        shared = [w for w, about in known.items() if about["nthreads"] > 1 and about["resources"].get(GPU) != 1]
+        shared = {worker: about["nthreads"] for worker, about in known(client).items() if about["nthreads"] > 1}
         if shared:
+            worker, several = shared.popitem()
             raise ValueError(
-                f"scheduler {address!r}: worker {shared[0]} runs {known[shared[0]]['nthreads']} tasks at a time; "
+                f"scheduler {address!r}: worker {worker} runs {several} tasks at a time; "
                 "expected workers started with --nthreads 1"
             )
         yield client
 
 
-def room(client: Client) -> int:
-    """How many tasks the workers can do at the same moment."""
-    known = client.scheduler_info(n_workers=-1)["workers"].values()
-    return sum(about["resources"].get(GPU, about["nthreads"]) for about in known)
+def known(client: Client) -> dict[str, dict]:
+    """The workers there are, by address; none if the scheduler does not answer."""
+    try:
+        return client.scheduler_info(n_workers=-1).get("workers", {})
+    except (OSError, RuntimeError, ValueError, TimeoutError, KeyError):
+        return {}
 
 
-def with_gpus(client: Client) -> bool:
-    """Whether tasks are to ask for a GPU: when workers offer them."""
-    return any(GPU in about["resources"] for about in client.scheduler_info(n_workers=-1)["workers"].values())
+def room(client: Client) -> tuple[int, dict]:
+    """How many tasks can be done at the same moment, and what each has to ask for: a GPU, if any worker has one."""
+    workers = known(client).values()
+    cards = sum(min(about["nthreads"], int(about["resources"].get(GPU, 0))) for about in workers)
+    return (cards, {GPU: 1}) if cards else (sum(about["nthreads"] for about in workers), {})
 
 
 def quiet() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from .. import paths
 from . import cluster, report, run
 from . import sweep as sweeps
 from .task import Outcome, Task
@@ -21,64 +22,87 @@ def add(commands) -> None:
     parser.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="one parameter for all tasks")
     parser.add_argument("--dry-run", action="store_true", help="show what would run, and how long it may take")
     parser.add_argument("--jobs", type=int, help="workers (default: one a GPU, else what cores and memory take)")
-    parser.add_argument("--threads", type=int, help="threads of each worker (default: the cores shared out)")
+    parser.add_argument("--threads", type=int, help="threads of each task (default: the cores shared out)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="the workers of a Dask scheduler instead: tcp://... ")
     parser.add_argument("--publish", type=Path, metavar="FILE", help="add the results to FILE, where they stay")
-    parser.add_argument("--first", type=int, metavar="N", help="only the first N tasks that are not done")
+    parser.add_argument("--first", type=int, metavar="N", help="only the first N tasks of the sweep")
 
 
 def main(a: argparse.Namespace) -> int:
-    """0 if every task is done, 1 if one failed."""
+    """0 if every task is done, 1 if one failed or a report could not be written."""
+    if a.scheduler and a.jobs:
+        raise ValueError(f"jobs = {a.jobs}: a scheduler has the workers that it has; expected --jobs or --scheduler")
     sweep = sweeps.read(a.sweep, a.p)
     if a.first is not None and a.first < 1:
         raise ValueError(f"first = {a.first}: expected a number from 1")
-    tasks = sweep.tasks()
+    tasks = sweep.tasks()[: a.first]
     kept = report.published(a.publish) if a.publish else {}
-    to_do = [task for task in tasks if task.key not in kept and task.result() is None][: a.first]
+    to_do = [task for task in tasks if task.key not in kept and task.result() is None]
     device = tasks[0].params.device
     plan = None if a.scheduler else cluster.plan(a.jobs, a.threads, device, max(1, len(to_do)))
     if a.dry_run:
         show(sweep, tasks, to_do, kept, plan)
         return 0
     print(f"{sweep.name}: {len(tasks)} tasks, {len(to_do)} to do" + (f", {plan}" if plan else ""), file=sys.stderr)
-    ended = work(a, sweep, tasks, to_do, plan) if to_do else {}
-    folder = report.write(sweep, tasks, ended)
-    if a.publish:
-        print(f"{a.publish}: {report.publish(a.publish, sweep, tasks)} runs")
+    ended: dict[str, Outcome] = {}
+    whole = True
+    try:
+        if to_do:
+            work(a, sweep, tasks, to_do, kept, plan, ended)
+    finally:  # stopped or not, and a disk that is full is no reason to keep back what went wrong
+        failed = [outcome for outcome in ended.values() if outcome.state == "failed"]
+        for outcome in failed:
+            print(f"mesa: {outcome.task}: {outcome.message}", file=sys.stderr)
+        if a.publish:
+            whole &= told_only(report.publish, a.publish, sweep, tasks)
+        whole &= told_only(report.write, sweep, tasks, ended, kept)
+    folder = paths.runs() / "sweeps" / sweep.name
     print(f"summary  {folder}/summary.csv\nreport   {folder}/report.html\ntasks    {folder}/*/")
-    failed = [outcome for outcome in ended.values() if outcome.state == "failed"]
-    for outcome in failed:
-        print(f"mesa: {outcome.task}: {outcome.message}", file=sys.stderr)
+    if a.publish:
+        print(f"results  {a.publish}")
     if failed:
         print(f"mesa: {len(failed)} of {len(to_do)} tasks failed; the same command tries them again", file=sys.stderr)
-    return 1 if failed else 0
+    return 0 if whole and not failed else 1
 
 
-def work(a, sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], plan: cluster.Plan | None) -> dict[str, Outcome]:
-    """Do what is to be done -> how each task ended, by its key. Reports are kept fresh meanwhile."""
-    ended: dict[str, Outcome] = {}
+def work(
+    a: argparse.Namespace,
+    sweep: sweeps.Sweep,
+    tasks: list[Task],
+    to_do: list[Task],
+    kept: dict[str, dict],
+    plan: cluster.Plan | None,
+    ended: dict[str, Outcome],
+) -> None:
+    """Do what is to be done; `ended` gets how each task ended, by its key. Reports are kept fresh meanwhile."""
     progress = run.Progress(len(to_do))
+    threads = plan.threads if plan else a.threads
     with cluster.connect(a.scheduler) if a.scheduler else cluster.workers(plan) as client:
         fresh = run.Every(REPORT_AGAIN)
         try:
-            for task, outcome in run.outcomes_of(to_do, client):
+            for task, outcome in run.outcomes_of(to_do, client, threads, progress.tick):
                 ended[task.key] = outcome
                 progress.tell(task, outcome)
                 if fresh.due():
-                    told_only(report.write, sweep, tasks, ended)
+                    told_only(report.write, sweep, tasks, ended, kept)
                     if a.publish and outcome.state != "failed":
                         told_only(report.publish, a.publish, sweep, tasks)
+        except KeyboardInterrupt:
+            if a.scheduler:
+                print("mesa: what the scheduler's workers have begun goes on there", file=sys.stderr)
+            raise
         finally:
             progress.close()
-    return ended
 
 
-def told_only(function, *arguments) -> None:
-    """A report that cannot be written now is no reason to stop: it is written once more at the end."""
+def told_only(function, *arguments) -> bool:
+    """Write a report -> whether it could be written. If not, that is said, and is no reason to stop."""
     try:
         function(*arguments)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"mesa: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, plan: cluster.Plan | None) -> None:
@@ -94,13 +118,15 @@ def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, 
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"\n{len(tasks)} tasks, {len(to_do)} to do, notebooks {', '.join(tasks[0].notebooks)}", end="")
     print(f"; {plan}" if plan else "")
-    seconds = [t.result()["task_seconds"] for t in tasks if t.result()]
+    found = [task.result() or kept.get(task.key) for task in tasks]
+    seconds = [result["task_seconds"] for result in found if result]
     each, source = (60 * sweep.minutes, "as the sweep says, on two cores")
     if seconds:
         each, source = sum(seconds) / len(seconds), f"the mean of {len(seconds)} that are done"
     if each:
         at_once = plan.workers if plan and seconds else 1
         rounds = -(-len(to_do) // at_once)
-        print(f"expected time: {run.duration(rounds * each)} ({run.duration(each)} a task, {source})")
+        order = f"{at_once} at once" if at_once > 1 else "one after another"
+        print(f"expected time: {run.duration(rounds * each)}, {order} ({run.duration(each)} a task, {source})")
     else:
         print("expected time: unknown until a task is done (the sweep has no `minutes`)")

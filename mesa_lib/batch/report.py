@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from .. import metrics, paths, plots, store
-from ..paper import PAPER
 from .sweep import Sweep
 from .task import Outcome, Task
 
+#: the parts of a result that are rounded when it is published
+MEASURED = ("rows", "levels", "samples", "rounds", "point_triggers_asr", "seconds")
 #: the columns of a summary beside those of the grid: title -> (row of the table, measure)
 COLUMNS = {
     "floor": ("clean, never attacked", "asr"),
@@ -33,9 +34,16 @@ COLUMNS = {
 }
 
 
-def line(task: Task, result: dict | None, message: str = "") -> dict:
+def state(result: dict | None, kept: dict | None, message: str = "") -> str:
+    """Where a task stands: done here, done before and published, failed, or still to do."""
+    return "done" if result else "published" if kept else "failed" if message else "to do"
+
+
+def line(task: Task, kept: dict | None = None, message: str = "") -> dict:
     """One task in one line, rates in per cent; the point baseline as mean and worst of its repeats."""
-    cells = {"task": task.name, **task.own, "state": "done" if result else "failed" if message else "to do"}
+    here = task.result()
+    cells = {"task": task.name, **task.own, "state": state(here, kept, message)}
+    result = here or kept
     if result:
         for title, (name, measure) in COLUMNS.items():
             own = [
@@ -56,16 +64,15 @@ def line(task: Task, result: dict | None, message: str = "") -> dict:
     return cells | {"message": message}
 
 
-def summary(tasks: list[Task], messages: dict[str, str]) -> pd.DataFrame:
-    """All tasks of a sweep, one a line, done or not."""
-    return pd.DataFrame([line(task, task.result(), messages.get(task.key, "")) for task in tasks])
+def write(sweep: Sweep, tasks: list[Task], ended: dict[str, Outcome], kept: dict[str, dict] | None = None) -> Path:
+    """summary.csv and report.html in the sweep's folder, each whole -> the folder.
 
-
-def write(sweep: Sweep, tasks: list[Task], ended: dict[str, Outcome]) -> Path:
-    """summary.csv and report.html in the sweep's folder, each whole -> the folder. `ended`: by key."""
+    ended: how tasks ended just now; kept: published results; both by key
+    """
     folder = paths.runs() / "sweeps" / sweep.name
     messages = {key: outcome.message for key, outcome in ended.items() if outcome.state == "failed"}
-    table = summary(tasks, messages)
+    kept = kept or {}
+    table = pd.DataFrame([line(task, kept.get(task.key), messages.get(task.key, "")) for task in tasks])
     store.write_whole(folder / "summary.csv", table.to_csv(index=False))
     store.write_whole(folder / "report.html", page(sweep, tasks, table))
     return folder
@@ -86,7 +93,7 @@ def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
         f"<h1>{title}</h1><p>{', '.join(f'{number} {state}' for state, number in counts.items())} of {len(tasks)} "
         f"tasks; notebooks {', '.join(tasks[0].notebooks) if tasks else ''}.</p>",
     ]
-    done = table[table["state"] == "done"]
+    done = table[table["state"].isin(["done", "published"])]
     for figure in figures(done):
         parts.append(f'<p><img alt="attack success rates of all tasks" src="data:image/png;base64,{figure}">')
     numbers = done.drop(columns=["state", "message"]).dropna(axis=1, how="all")
@@ -142,9 +149,9 @@ def publish(file: Path, sweep: Sweep, tasks: list[Task]) -> int:
         for task in tasks:
             result = task.result()
             if result is not None:
-                runs[task.key] = rounded({k: v for k, v in result.items() if k != "sweep"})
-        dataset = next(iter(runs.values()))["params"]["dataset"] if runs else ""
-        about = {"sweep": sweep.name, "title": sweep.title, "paper": PAPER.get(dataset, {})}
+                measured = {k: rounded(v) if k in MEASURED else v for k, v in result.items() if k != "sweep"}
+                runs[task.key] = measured
+        about = {"sweep": sweep.name, "title": sweep.title}
         lines = ",\n".join(json.dumps(run, allow_nan=False) for run in runs.values())
         store.write_whole(file, f'{json.dumps(about)[:-1]}, "runs": [\n{lines}\n]}}\n')
     return len(runs)

@@ -4,9 +4,9 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from distributed import Client
+from distributed import Client, KilledWorker
 from tqdm import tqdm
 
 from . import cluster
@@ -20,29 +20,33 @@ ROOM_AGAIN = 1.0
 NO_WORKER = 120.0
 
 
-def outcomes_of(tasks: Iterable[Task], client: Client, start: str = "") -> Iterator[tuple[Task, Outcome]]:
-    """Every task with how it ended, in the order in which they end.
+def outcomes_of(
+    tasks: Iterable[Task], client: Client, threads: int | None = None, tick: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Task, Outcome]]:
+    """Every task with how it ended, in the order in which they end. `tick` is called about once a second.
 
     No more are handed out than workers are free: a worker that dies takes one task with it, which is done again
-    elsewhere, and after three deaths has failed. A task that another runner holds waits until that one is done.
+    elsewhere until it has failed. A task that another runner holds waits until that one is done. When the scheduler or
+    all its workers are gone for long, the rest has failed.
     """
     waiting, later, running = deque(tasks), deque(), {}
-    resources = {cluster.GPU: 1} if cluster.with_gpus(client) else {}
-    room, looked, answered = 0, -math.inf, time.monotonic()
+    room, resources, looked, answered = 0, {}, -math.inf, time.monotonic()
     while waiting or later or running:
         now = time.monotonic()
         if now - looked > ROOM_AGAIN:
-            room, looked = cluster.room(client), now
-            answered = now if room else answered
-        if now - answered > NO_WORKER:
+            tick()
+            (room, resources), looked = cluster.room(client), time.monotonic()
+            answered = looked if room else answered
+        if now - answered > NO_WORKER or client.status in ("closed", "closing"):
+            gone = "the scheduler is gone" if client.status != "running" else f"no worker for {NO_WORKER:.0f} s"
             for task in [*running.values(), *waiting, *(task for _, task in later)]:
-                yield task, Outcome(task.name, "failed", 0.0, f"no worker for {NO_WORKER:.0f} s")
+                yield task, Outcome(task.name, "failed", 0.0, gone)
             return
         while later and later[0][0] <= now:
             waiting.append(later.popleft()[1])
         while waiting and len(running) < room:
             task = waiting.popleft()
-            future = client.submit(perform, task, pure=False, resources=resources)
+            future = client.submit(perform, task, threads, pure=False, resources=resources)
             running[future] = task
         ended = [future for future in running if future.done()]
         for future in ended:
@@ -57,13 +61,21 @@ def outcomes_of(tasks: Iterable[Task], client: Client, start: str = "") -> Itera
 
 
 def told(task: Task, future) -> Outcome:
-    """The outcome that a worker sent, or what became of the worker."""
+    """The outcome that a worker sent, if its result is really there; else what became of the worker."""
     if future.status == "finished":
-        return future.result()
-    error = future.exception() if future.status == "error" else None
-    if type(error).__name__ == "KilledWorker":
-        return Outcome(task.name, "failed", 0.0, "its worker died three times (killed, or out of memory)")
-    return Outcome(task.name, "failed", 0.0, f"lost with its worker ({error!r})" if error else "cancelled")
+        outcome = future.result()
+        if outcome.state in ("done", "before") and task.result() is None:
+            message = (
+                f"its worker says {outcome.state}, but {task.folder}/result.json is not there; is it on this disk?"
+            )
+            return Outcome(task.name, "failed", outcome.seconds, message)
+        return outcome
+    if future.status != "error":
+        return Outcome(task.name, "failed", 0.0, "lost with its scheduler or worker")
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return Outcome(task.name, "failed", 0.0, "its worker died again and again (killed, or out of memory)")
+    return Outcome(task.name, "failed", 0.0, f"its worker could not begin: {error!r}")
 
 
 class Progress:
@@ -73,6 +85,10 @@ class Progress:
         self.live, self.total, self.done, self.failed = sys.stderr.isatty(), total, 0, 0
         self.start = time.monotonic()
         self.bar = tqdm(total=total, unit="task", disable=not self.live, smoothing=0.1, dynamic_ncols=True)
+
+    def tick(self) -> None:
+        """The clock goes on while nothing ends."""
+        self.bar.refresh()
 
     def tell(self, task: Task, outcome: Outcome) -> None:
         self.done += 1

@@ -10,13 +10,14 @@ minutes: 16                                    # of one task on two cores, for -
 """
 
 import itertools
+import re
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .. import data, params, paths, runner
+from .. import data, params, paths, runner, store
 from ..params import Params
 from ..stages import Stages
 from .task import Task
@@ -99,26 +100,43 @@ class Looked:
 def read(text: str, overrides: Iterable[str] = ()) -> Sweep:
     """A sweep by its path, or by its name in params/sweeps/; `name=value` texts go over what it sets.
 
-    An override replaces an axis of the grid as well. ValueError in one message.
+    An override replaces an axis of the grid as well, and gives the sweep a name of its own. ValueError in one message.
     """
     file = paths.named(text, "sweep", paths.root() / "params" / "sweeps")
-    values = params.read_yaml(file)
+    values = {name: value for name, value in params.read_yaml(file).items() if value is not None}
     if "name" in values:
         raise ValueError(f"sweep {file.stem!r}: a sweep has the name of its file; take the line name: out")
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"{override!r}: expected name=value")
-        values["grid"] = {k: v for k, v in (values.get("grid") or {}).items() if k != name.strip()}
-        values["cells"] = [{k: v for k, v in cell.items() if k != name.strip()} for cell in values.get("cells") or []]
-        values["set"] = (values.get("set") or {}) | {name.strip(): params.value_of(value)}
+    changes = dict(_change(text) for text in overrides)
+    sweep = _checked(file.stem, values)
+    if not changes:
+        return sweep
+    kept = {
+        "grid": {name: values for name, values in sweep.grid.items() if name not in changes},
+        "cells": [{k: v for k, v in cell.items() if k not in changes} for cell in sweep.cells],
+        "set": sweep.set | changes,
+    }
+    # a name of its own: other tasks, another report
+    words = [re.sub(r"[^\w.=]+", "", f"{name}={value}") for name, value in sorted(changes.items())]
+    name = ",".join([file.stem, *words])
+    name = name if len(name) <= 80 else f"{name[:70]}-{store.key(changes)[:8]}"
+    return sweep.model_copy(update=kept | {"name": name})
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r}: expected name=value")
+    return name.strip(), params.value_of(value)
+
+
+def _checked(name: str, values: Values) -> Sweep:
     try:
-        return Sweep(name=file.stem, **{name: value for name, value in values.items() if value is not None})
+        return Sweep(name=name, **values)
     except ValidationError as error:
         problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
+        part = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
             expected = ", ".join(field for field in Sweep.model_fields if field != "name")
-            raise ValueError(f"sweep {file.stem!r}: {name}: unknown; expected some of {expected}") from None
+            raise ValueError(f"sweep {name!r}: {part}: unknown; expected some of {expected}") from None
         meant = Sweep.model_fields[str(problem["loc"][0])].description
-        raise ValueError(f"sweep {file.stem!r}: {name} = {problem['input']!r}: expected {meant}") from None
+        raise ValueError(f"sweep {name!r}: {part} = {problem['input']!r}: expected {meant}") from None

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from .. import metrics, params, paths, record, runner, store
 from ..params import Params
 from ..stages import Stages
 
 State = Literal["done", "before", "busy", "failed"]
+#: what libraries of arithmetic read when they are loaded
+THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """One cell, ready to be sent to a worker (plain values only)."""
+    """One cell, ready to be sent to a worker (plain values only, and every path absolute)."""
 
     sweep: str
     name: str  # of its folder, readable
@@ -41,18 +45,25 @@ class Task:
     own: dict  # what the grid gave it
     values: dict  # all parameters
     notebooks: tuple[str, ...]
+    runs: str  # the folder of everything that is made
+    data: str  # where the data are looked for
 
     @classmethod
     def of(cls, sweep: str, own: dict, stages: Stages, notebooks: Sequence[str]) -> "Task":
         p = stages.p
-        about = {"params": p.model_dump(exclude={"data_dir", "compare"}), "run": stages.identity()}
-        key = store.key(about | {"notebooks": list(notebooks)})
+        about = {"params": p.content(), "run": stages.identity(), "notebooks": list(notebooks)}
+        if any(name.startswith("03") for name in notebooks):  # the only one that draws other triggers beside
+            about["compare"] = p.compare
+        key = store.key(about)
         words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in own.values()] or ["only"]
-        return cls(sweep, f"{'-'.join(words)[:60]}-{key[:8]}", key, own, p.model_dump(), tuple(notebooks))
+        runs = paths.runs().absolute()
+        known = sorted((runs / "sweeps" / sweep).glob(f"*-{key[:8]}"))  # asked for in other words before
+        name = known[0].name if known else f"{'-'.join(words)[:60]}-{key[:8]}"
+        return cls(sweep, name, key, own, placed(p), tuple(notebooks), str(runs), str(paths.data().absolute()))
 
     @property
     def folder(self) -> Path:
-        return paths.runs() / "sweeps" / self.sweep / self.name
+        return Path(self.runs) / "sweeps" / self.sweep / self.name
 
     @property
     def params(self) -> Params:
@@ -72,9 +83,27 @@ class Task:
             return None
 
 
-def perform(task: Task) -> Outcome:
-    """Do the task, unless it is done or somebody is at it. Whatever goes wrong becomes the outcome's message."""
+def placed(p: Params) -> dict:
+    """All parameters, files by their absolute paths: a worker may have been started in another folder."""
+    values = p.model_dump()
+    for name in ("checkpoint", "data_dir"):
+        if values[name]:
+            values[name] = str(paths.find(values[name]).absolute())
+    if p.trigger.startswith("file:"):
+        values["trigger"] = f"file:{paths.find(p.trigger.removeprefix('file:')).absolute()}"
+    return values
+
+
+def perform(task: Task, threads: int | None = None) -> Outcome:
+    """Do the task, unless it is done or somebody is at it. Whatever goes wrong becomes the outcome's message.
+
+    threads: of its arithmetic; None leaves what the worker was started with
+    """
     start = time.monotonic()
+    os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data)
+    if threads:
+        os.environ.update(dict.fromkeys(THREADS, str(threads)))  # of the notebooks' kernels
+        torch.set_num_threads(threads)
     try:
         if task.result() is not None:
             return Outcome(task.name, "before")
@@ -92,16 +121,29 @@ def perform(task: Task) -> Outcome:
 
 def _perform(task: Task) -> None:
     p, folder, start = task.params, task.folder, time.monotonic()
-    runner.run_notebooks(p, task.notebooks, folder, quiet=True)
     stages = Stages(p)
+    if Task.of(task.sweep, task.own, stages, task.notebooks).key != task.key:
+        raise ValueError("images, trigger, checkpoint or code are not those that the sweep was started with")
+    for left in folder.glob(".*"):  # by a try that was killed
+        left.unlink()
+    runner.run_notebooks(p, task.notebooks, folder, quiet=True)
     found = record.of(stages, task.last)
     for name, artifact in record.artifacts(stages, task.last).items():
         link(folder / "artifacts" / name, artifact)
     store.write_whole(folder / "table.csv", metrics.table(found["rows"]).to_csv(index=False))
-    about = {"key": task.key, "sweep": task.sweep, "own": task.own, "notebooks": list(task.notebooks)}
-    about |= {"params": p.model_dump(exclude={"data_dir", "compare"})}
+    about = {"key": task.key, "sweep": task.sweep, "own": named(task.own), "notebooks": list(task.notebooks)}
+    about |= {"params": named(p.model_dump(exclude={"data_dir", "compare"}))}
     content = about | found | {"task_seconds": round(time.monotonic() - start, 1)}
     store.write_whole(folder / "result.json", json.dumps(content, allow_nan=False))  # last: this makes it done
+
+
+def named(values: dict) -> dict:
+    """The values with files by their names alone: results name no folder of a machine."""
+    texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
+    files = {"checkpoint": Path(texts["checkpoint"]).name} if "checkpoint" in texts else {}
+    if texts.get("trigger", "").startswith("file:"):
+        files["trigger"] = f"file:{Path(texts['trigger']).name}"
+    return values | files
 
 
 def link(where: Path, to: Path) -> None:
