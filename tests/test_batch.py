@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -656,6 +658,35 @@ def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, 
         result = json.loads((one / "result.json").read_text())
         assert [row["model"] for row in result["rows"]] == ["clean, never attacked", "attacked"]
         assert result["seconds"].keys() == {"clean", "attack"} and result["made"]["threads"] == 1
+
+
+def test_the_workers_of_a_scheduler_elsewhere_find_everything(tmp_path, empty_store, monkeypatch, capsys):
+    """Started in another folder, knowing neither the store nor the number of threads."""
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    known = there / "scheduler.json"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MESA_")}
+    arguments = ["--scheduler-file", str(known), "--host", "127.0.0.1", "--no-dashboard"]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dask", what, *arguments, *more], cwd=there, env=environment,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for what, more in (("scheduler", ["--port", "0"]), ("worker", ["--nthreads", "1"]))
+    ]  # fmt: skip
+    try:
+        while not known.exists():
+            time.sleep(0.1)
+        file = written(tmp_path, grid={"trigger": ["bw:170"]})
+        assert __main__.main(["sweep", file, "--scheduler", str(known), "--threads", "2"]) == 0, capsys.readouterr().err
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait(60)
+    (result,) = empty_store.glob("sweeps/small/bw170-*/result.json")
+    assert json.loads(result.read_text())["made"]["threads"] == 2
+    assert not list(there.glob("runs"))
 
 
 def test_a_record_holds_everything_of_a_run(empty_store):
