@@ -251,8 +251,10 @@ def per_task(names: Sequence[str], rates: dict[str, Sequence[float]]) -> Figure:
     """ASR (%) of every task, a column each: before the repair, and after it by every kind of trigger."""
     figure, axis = plt.subplots(figsize=(max(6, 2.5 + 0.32 * len(names)), 4.2))
     marks = "osv^<>DPX*"
+    own = {"floor": COLOURS["clean"], "fine-tune only": "#937860", "random uniform": "#da8bc3"}
+    own |= {"random binary": "#8c8c8c", "random mixed": "#ccb974", "clean, repaired": "#64b5cd"}
     for number, (name, values) in enumerate(rates.items()):
-        colour = COLOURS.get(name.split()[0].strip(","), COLOURS["clean"] if name == "floor" else f"C{number}")
+        colour = own.get(name) or COLOURS.get(name, "black")
         mark = marks[number % len(marks)]
         axis.plot(range(len(names)), values, mark, color=colour, label=name, ms=5, alpha=0.8, ls="none")
     axis.set_yscale("symlog", linthresh=1)
