@@ -117,10 +117,10 @@ def nobody(store: Path, within: float = 20) -> None:
                     left.append(process)
             except psutil.Error:
                 continue
-        if not [p for p in left if "pytest" not in " ".join(p.cmdline())]:
+        if not left:
             return
         time.sleep(0.2)
-    raise AssertionError(f"still running: {[p.cmdline() for p in left]}")
+    raise AssertionError(f"still running: {left}")
 
 
 #: when something is done to a run: as soon as a kernel is there, while it works, when a task has ended
