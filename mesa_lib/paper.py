@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import bootstrap
 
 from . import paths, record
@@ -85,28 +86,34 @@ def table(of_sweep: list[dict], published: dict[str, tuple | float] | None = Non
             "paper, mean": known[0] if known else np.nan,
             "paper, worst": known[1] if len(known) > 1 else np.nan,
         }
-    return pd.DataFrame(lines).T.round(2)
+    return pd.DataFrame(lines).T
 
 
 def differences(of_sweep: list[dict], model: str = "MESA") -> pd.DataFrame:
     """What `model` leaves and costs, run by run, in points: mean, interval, worst.
 
-    ASR against the clean model's answer to the same trigger (floor), against the clean model after the same repair
-    and against the ideal repair; clean accuracy and recall of the target class against the attacked model.
+    ASR against the clean model's answer to the same trigger (floor), against the clean model after the same repair,
+    against the ideal repair, the point baseline (mean of its repeats) and random triggers; clean accuracy and recall of
+    the target class against the attacked model.
     """
     asked = {
         "ASR against the floor": ("asr", "clean, never attacked", max),
         "ASR against clean, repaired": ("asr", "clean, repaired", max),
         "ASR against the ideal": ("asr", "ideal", max),
+        "ASR against the point": ("asr", "point baseline", max),
+        "ASR against random binary": ("asr", "random binary", max),
+        "ASR against random mixed": ("asr", "random mixed", max),
         "clean accuracy": ("clean_accuracy", "attacked", min),
         "recall of the target class": ("target_recall", "attacked", min),
     }
     lines = {}
     for name, (measure, other, worst) in asked.items():
-        points = [of(r, model, measure)[0] - of(r, other, measure)[0] for r in of_sweep]
+        points = [np.mean(of(r, model, measure)) - np.mean(of(r, other, measure)) for r in of_sweep if of(r, other)]
+        if not points or other == model:
+            continue
         low, high = interval(points)
         lines[name] = {"mean": np.mean(points), "95 % low": low, "95 % high": high, "worst": worst(points)}
-    return pd.DataFrame(lines).T.round(2)
+    return pd.DataFrame(lines).T
 
 
 def by_trigger(of_sweep: list[dict], models: Iterable[str] = ROWS) -> pd.DataFrame:
@@ -136,6 +143,23 @@ def panel(run: dict) -> tuple[dict, dict]:
     kept = run["triggers"]
     original, samples, points = (record.unpacked(kept[k], kept["shape"]) for k in ("original", "samples", "points"))
     return {"samples of MESA": samples}, {"original": original[0], "point": points[0]}
+
+
+def distances(run: dict) -> dict[str, float]:
+    """How far triggers lie from the nearest sample of the distribution: Euclidean, over all values in [0, 1].
+
+    Of the samples themselves the median over all, each to the nearest other one; of the point the mean of its repeats.
+    """
+    kept = run["triggers"]
+    original, samples, points = (
+        record.unpacked(kept[k], kept["shape"]).flatten(1) for k in ("original", "samples", "points")
+    )
+    among = torch.cdist(samples, samples).fill_diagonal_(float("inf")).min(1).values.median()
+    return {
+        "a sample (median)": float(among),
+        "the point": float(torch.cdist(points, samples).min(1).values.mean()),
+        "the original": float(torch.cdist(original, samples).min()),
+    }
 
 
 def machines(of_sweep: list[dict]) -> str:

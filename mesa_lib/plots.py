@@ -149,12 +149,12 @@ def distribution_map(groups: dict[str, Tensor], marks: dict[str, Tensor], *, met
     return figure
 
 
-def side_by_side(maps: dict[str, Map], *, method: str, shared: bool = False) -> Figure:
+def side_by_side(maps: dict[str, Map], *, method: str, shared: bool = False, seed: int = 0) -> Figure:
     """Several maps in one row: title -> (groups, marks). `shared`: one embedding, one scale for all panels."""
     figure, axes = plt.subplots(
         1, len(maps), figsize=(4.2 * len(maps), 4.2), squeeze=False, sharex=shared, sharey=shared
     )
-    each = _embedded(maps, method) if shared else [_embedded({"": one}, method)[0] for one in maps.values()]
+    each = _embedded(maps, method, seed) if shared else [_embedded({"": m}, method, seed)[0] for m in maps.values()]
     for axis, points, (title, (groups, marks)) in zip(axes[0], each, maps.items(), strict=True):
         _draw_map(axis, points, groups, marks, title)
         if shared:
@@ -163,10 +163,10 @@ def side_by_side(maps: dict[str, Map], *, method: str, shared: bool = False) -> 
     return figure
 
 
-def _embedded(maps: dict[str, Map], method: str) -> list[np.ndarray]:
+def _embedded(maps: dict[str, Map], method: str, seed: int = 0) -> list[np.ndarray]:
     """One embedding of all triggers of all maps -> the points of each map: its groups, then its marks."""
     whole = [torch.cat([*groups.values(), *[m[None] for m in marks.values()]]).cpu() for groups, marks in maps.values()]
-    points = embed(torch.cat(whole), method)
+    points = embed(torch.cat(whole), method, seed)
     return np.split(points, np.cumsum([len(w) for w in whole])[:-1])
 
 

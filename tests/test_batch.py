@@ -78,8 +78,8 @@ def test_an_override_replaces_an_axis(tmp_path):
     read = sweep.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"])
     (cell,) = read.each()
     assert (cell[1].trigger, cell[1].attack_lr, cell[0]) == ("bw:3", 0.001, {})
-    assert read.name == "small,attack_lr=0.001,trigger=bw3", "another report than that of the sweep itself"
-    assert len(sweep.read(written(tmp_path), [f"data_dir={'x' * 200}"]).name) <= 80
+    assert read.folder == "small,attack_lr=0.001,trigger=bw3", "another report than that of the sweep itself"
+    assert len(sweep.read(written(tmp_path), [f"data_dir={'x' * 200}"]).folder) <= 80
 
 
 def test_equal_cells_are_one_task(tmp_path):
@@ -540,7 +540,7 @@ def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_pat
     shown = capsys.readouterr().out
     assert re.search(r"bw170-\w+\s+bw:170\s+done", shown) and re.search(r"bw16-\w+\s+bw:16\s+to do", shown)
     assert "2 tasks, 1 to do" in shown and "1 worker of" in shown
-    assert "expected time: 60 s, one after another (60 s a task, the mean of 1 that are done)" in shown
+    assert "expected time: 60 s, one after another (60 s a task, the median of 1 that were done)" in shown
     assert sorted(empty_store.rglob("*")) == before
     other = written(tmp_path, "other", minutes=16)
     assert __main__.main(["sweep", other, "--dry-run"]) == 0

@@ -42,9 +42,9 @@ def test_a_rate_has_one_number_a_repeat_and_a_level_is_a_model_of_its_own():
 
 def test_the_table_averages_repeats_within_a_trigger_and_takes_the_worst_of_all(three):
     table = paper.table(three, paper.PAPER["cifar10"])
-    assert table.loc["point baseline", ["mean", "worst"]].tolist() == [13.33, 30]
+    assert table.loc["point baseline", ["mean", "worst"]].tolist() == pytest.approx([40 / 3, 30])
     assert table.loc["point baseline", "95 % low"] >= 0 and table.loc["point baseline", "95 % high"] <= 20
-    assert table.loc["attacked", "worst"] == 99 and table.loc["MESA", "mean"] == 3
+    assert table.loc["attacked", "worst"] == 99 and table.loc["MESA", "mean"] == pytest.approx(3)
     assert table.loc["beta 0.9", ["paper, mean", "paper, worst"]].tolist() == [3.4, 5.9]
     assert np.isnan(table.loc["fine-tune only", "paper, mean"]) and "beta 0.5" not in table.index
     assert list(table.index) == [name for name in paper.ROWS if name in table.index]
@@ -78,9 +78,22 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
 
 def test_differences_are_taken_run_by_run(three):
     found = paper.differences(three)
-    assert found.loc["ASR against the floor", ["mean", "worst"]].tolist() == [0, 1]
-    assert found.loc["ASR against the ideal", ["mean", "worst"]].tolist() == [2, 3]
-    assert found.loc["clean accuracy", "mean"] == 0
+    assert found.loc["ASR against the floor", ["mean", "worst"]].tolist() == pytest.approx([0, 1])
+    assert found.loc["ASR against the ideal", ["mean", "worst"]].tolist() == pytest.approx([2, 3])
+    assert found.loc["ASR against the point", ["mean", "worst"]].tolist() == pytest.approx([-31 / 3, 3])
+    assert found.loc["clean accuracy", "mean"] == 0 and "ASR against random mixed" not in found.index
+    assert "ASR against the ideal" not in paper.differences(three, "ideal").index
+
+
+def test_distances_are_to_the_nearest_sample():
+    samples = torch.zeros(4, 3, 1, 1)
+    samples[2:] = 1
+    samples[3, 0] = 0.8
+    triggers = {"shape": [3, 1, 1], "original": record.packed(torch.full((1, 3, 1, 1), 0.2))}
+    triggers |= {"samples": record.packed(samples), "points": record.packed(torch.tensor([0.4]).expand(2, 3, 1, 1))}
+    found = paper.distances({"triggers": triggers})
+    assert found["the original"] == pytest.approx(0.2 * 3**0.5) and found["the point"] == pytest.approx(0.4 * 3**0.5)
+    assert found["a sample (median)"] == pytest.approx(0, abs=1e-6)
 
 
 def test_triggers_are_sorted_by_what_the_baseline_leaves(three):

@@ -1,6 +1,7 @@
 """`python -m mesa_lib sweep NAME`: from the command line to the exit code."""
 
 import argparse
+import statistics
 import sys
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def main(a: argparse.Namespace) -> int:
     if a.dry_run:
         show(sweep, tasks, to_do, kept, plan)
         return 0
-    print(f"{sweep.name}: {len(tasks)} tasks, {len(to_do)} to do" + (f", {plan}" if plan else ""), file=sys.stderr)
+    print(f"{sweep.folder}: {len(tasks)} tasks, {len(to_do)} to do" + (f", {plan}" if plan else ""), file=sys.stderr)
     ended: dict[str, Outcome] = {}
     whole = True
     try:
@@ -56,7 +57,7 @@ def main(a: argparse.Namespace) -> int:
         if a.publish:
             whole &= told_only(report.publish, a.publish, sweep, tasks)
         whole &= told_only(report.write, sweep, tasks, ended, kept)
-    folder = paths.runs() / "sweeps" / sweep.name
+    folder = paths.runs() / "sweeps" / sweep.folder
     print(f"summary  {folder}/summary.csv\nreport   {folder}/report.html\ntasks    {folder}/*/")
     if a.publish:
         print(f"results  {a.publish}")
@@ -119,10 +120,11 @@ def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, 
     print(f"\n{len(tasks)} tasks, {len(to_do)} to do, notebooks {', '.join(tasks[0].notebooks)}", end="")
     print(f"; {plan}" if plan else "")
     found = [task.result() or kept.get(task.key) for task in tasks]
-    seconds = [result["task_seconds"] for result in found if result]
+    # a task that found its models made already says nothing about the next one
+    seconds = [r["task_seconds"] for r in found if r and r["task_seconds"] > r["seconds"].get("attack", 0)]
     each, source = (60 * sweep.minutes, "as the sweep says, on two cores")
     if seconds:
-        each, source = sum(seconds) / len(seconds), f"the mean of {len(seconds)} that are done"
+        each, source = statistics.median(seconds), f"the median of {len(seconds)} that were done"
     if each:
         at_once = plan.workers if plan and seconds else 1
         rounds = -(-len(to_do) // at_once)

@@ -69,7 +69,7 @@ def write(sweep: Sweep, tasks: list[Task], ended: dict[str, Outcome], kept: dict
 
     ended: how tasks ended just now; kept: published results; both by key
     """
-    folder = paths.runs() / "sweeps" / sweep.name
+    folder = paths.runs() / "sweeps" / sweep.folder
     messages = {key: outcome.message for key, outcome in ended.items() if outcome.state == "failed"}
     kept = kept or {}
     table = pd.DataFrame([line(task, kept.get(task.key), messages.get(task.key, "")) for task in tasks])
@@ -86,7 +86,7 @@ img{max-width:100%}pre{background:#f6f6f6;padding:.5em;overflow-x:auto}"""
 
 def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
     """One HTML page that needs no other file to be read; the links lead to the tasks' folders beside it."""
-    title = html.escape(sweep.title or sweep.name)
+    title = html.escape(", ".join([sweep.title or sweep.name, *(f"{k} = {v}" for k, v in sweep.changes.items())]))
     counts = table["state"].value_counts()
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
@@ -101,7 +101,9 @@ def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
         over = numbers.select_dtypes("number").drop(columns=sweep.axes, errors="ignore").agg(["mean", "min", "max"])
         parts.append("<h2>Over all tasks</h2>" + over.T.round(2).to_html(border=0))
         parts.append("<h2>Each task</h2><p>Rates in per cent.</p>")
-        linked = numbers.assign(task=[f'<a href="{html.escape(t)}/">{html.escape(t)}</a>' for t in numbers["task"]])
+        here = {name: f'<a href="{html.escape(name)}/">{html.escape(name)}</a>' for name in table["task"]}
+        there = {name: html.escape(name) for name in table[table["state"] == "published"]["task"]}
+        linked = numbers.assign(task=[(here | there)[name] for name in numbers["task"]])
         text = numbers.select_dtypes(exclude="number").columns.drop("task")
         linked[text] = linked[text].map(lambda v: html.escape(str(v)))
         parts.append(linked.to_html(border=0, index=False, escape=False, na_rep=""))

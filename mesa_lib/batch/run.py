@@ -122,8 +122,8 @@ class Every:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`"""
-    if seconds < 90:
+    """`120 s`, `12 min`, `3 h 20 min`"""
+    if seconds < 180:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

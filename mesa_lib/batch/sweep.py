@@ -31,6 +31,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    changes: Values = Field(default={}, description="what the command line put over the file")
     title: str = ""
     params: list[str] = Field(default=[], description="names of parameter files")
     set: Values = Field(default={}, description="name: value pairs")
@@ -73,9 +74,16 @@ class Sweep(BaseModel):
                 stages = looked.stages(p)
             except (ValueError, OSError) as error:
                 raise ValueError(f"sweep {self.name!r}, {own or 'its only cell'}: {error}") from None
-            task = Task.of(self.name, own, stages, books)
+            task = Task.of(self.folder, own, stages, books)
             found.setdefault(task.key, task)
         return list(found.values())
+
+    @cached_property
+    def folder(self) -> str:
+        """The name of its folder: with values from the command line it has other tasks, and another report."""
+        words = [re.sub(r"[^\w.=]+", "", f"{name}={value}") for name, value in sorted(self.changes.items())]
+        name = ",".join([self.name, *words])
+        return name if len(name) <= 80 else f"{name[:70]}-{store.key(self.changes)[:8]}"
 
     @cached_property
     def axes(self) -> list[str]:
@@ -104,8 +112,8 @@ def read(text: str, overrides: Iterable[str] = ()) -> Sweep:
     """
     file = paths.named(text, "sweep", paths.root() / "params" / "sweeps")
     values = {name: value for name, value in params.read_yaml(file).items() if value is not None}
-    if "name" in values:
-        raise ValueError(f"sweep {file.stem!r}: a sweep has the name of its file; take the line name: out")
+    for own in values.keys() & {"name", "changes"}:
+        raise ValueError(f"sweep {file.stem!r}: {own} is not for the file to say; take the line {own}: out")
     changes = dict(_change(text) for text in overrides)
     sweep = _checked(file.stem, values)
     if not changes:
@@ -115,11 +123,7 @@ def read(text: str, overrides: Iterable[str] = ()) -> Sweep:
         "cells": [{k: v for k, v in cell.items() if k not in changes} for cell in sweep.cells],
         "set": sweep.set | changes,
     }
-    # a name of its own: other tasks, another report
-    words = [re.sub(r"[^\w.=]+", "", f"{name}={value}") for name, value in sorted(changes.items())]
-    name = ",".join([file.stem, *words])
-    name = name if len(name) <= 80 else f"{name[:70]}-{store.key(changes)[:8]}"
-    return sweep.model_copy(update=kept | {"name": name})
+    return sweep.model_copy(update=kept | {"changes": changes})
 
 
 def _change(text: str) -> tuple[str, Any]:
@@ -136,7 +140,7 @@ def _checked(name: str, values: Values) -> Sweep:
         problem = error.errors()[0]
         part = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            expected = ", ".join(field for field in Sweep.model_fields if field != "name")
+            expected = ", ".join(field for field in Sweep.model_fields if field not in ("name", "changes"))
             raise ValueError(f"sweep {name!r}: {part}: unknown; expected some of {expected}") from None
         meant = Sweep.model_fields[str(problem["loc"][0])].description
         raise ValueError(f"sweep {name!r}: {part} = {problem['input']!r}: expected {meant}") from None
