@@ -6,9 +6,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 import dask
-import distributed
 import torch
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
@@ -61,11 +61,21 @@ def visible_gpus() -> tuple[str, ...]:
     return tuple(names or map(str, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
 
 
-class LeaveInterrupts(distributed.WorkerPlugin):
-    """Ctrl-C reaches every process of the terminal; the runner alone answers it, and ends the workers."""
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C is answered afterwards, and threads and processes that begin inside never see it.
 
-    def setup(self, worker) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    It reaches every process of the terminal; the runner alone is to answer it, and to end its workers.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts: so before, not inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -93,13 +103,13 @@ def workers(wanted: Plan) -> Iterator[Client]:
         specs[number] = {"cls": Nanny, "options": local | options}
     scheduler = {"cls": Scheduler, "options": local | {"port": 0, "allowed_failures": DEATHS - 1}}
     try:
-        cluster = SpecCluster(
-            workers=specs, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name="mesa"
-        )
+        with interrupts_wait():
+            cluster = SpecCluster(
+                workers=specs, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name="mesa"
+            )
     except (RuntimeError, OSError) as error:
         raise ValueError(f"{wanted} could not be started: {error}") from error
     with cluster, Client(cluster, security=security) as client:
-        client.register_plugin(LeaveInterrupts())
         client.wait_for_workers(wanted.workers, timeout=300)
         yield client
 
