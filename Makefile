@@ -16,7 +16,7 @@ test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what th
 	$(BIN)/python -m pytest tests
 	$(BIN)/python -m pytest --nbval notebooks
 
-test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: some minutes more
+test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: 18 minutes more
 	$(BIN)/python -m pytest tests/test_faults.py --faults
 
 lab: $(INSTALLED)  ## open the notebooks
