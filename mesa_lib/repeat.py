@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 
 from . import device as devices
-from . import metrics, paths, store
+from . import metrics, paths, record, store
 from . import params as parameters
 from .paper import PAPER
 from .params import Params
@@ -34,16 +34,9 @@ def one_seed(p: Params) -> dict:
         rate = metrics.asr_of_samples(attacked.model, held.images, held.labels, drawn[:200], p.target, seed=p.seed)
         information = source.measured_information()
         samples[name] = {"asr": float(rate.mean()), "information": information} | metrics.diversity(drawn)
-    seconds = {
-        "clean": stages.clean().artifact.made["seconds"],
-        "attack": attacked.artifact.made["seconds"],
-        "modelling": made.made["seconds"],
-        "repair": stages.repaired("MESA").artifact.made["seconds"],
-    }
-    rounds = stages.repaired("MESA rounds").artifact
-    seconds["rounds"] = rounds.made["seconds"]
+    rounds = stages.repaired("MESA rounds").artifact.result["rounds"]
     made = {k: v for k, v in made.made.items() if k not in ("files", "seconds")}
-    found = {"rows": rows, "samples": samples, "rounds": rounds.result["rounds"], "seconds": seconds}
+    found = {"rows": rows, "samples": samples, "rounds": rounds, "seconds": record.seconds(stages)}
     return {"trigger": p.trigger, "seed": p.seed, "made": made} | found
 
 
@@ -85,7 +78,8 @@ def markdown(content: dict) -> str:
         (accuracy, spread), (asr, asr_spread) = map(metrics.mean_std, (measured["clean_accuracy"], measured["asr"]))
         worst = min(measured["asr"]) if name == "attacked" else max(measured["asr"])
         if len(runs) == 1 and len(measured["asr"]) == 1:
-            row = next(r for r in runs[0]["rows"] if r["model"] == name)["asr"]
+            known = {"point baseline": "point 1"}.get(name, name)
+            row = next(r for r in runs[0]["rows"] if r["model"] == known)["asr"]
             lines.append(
                 f"| {name} | {accuracy:.1f} % | {asr:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f}) | |"
             )

@@ -58,6 +58,12 @@ def test_the_caption_names_every_number_of_threads():
     assert "(a processor, 1 thread)" in repeat.markdown(content(other))
 
 
+def test_a_single_run_with_one_repeat_of_the_point_has_intervals_in_brackets():
+    run = made_up()
+    run["rows"] = [row for row in run["rows"] if row["model"] != "point 2"]
+    assert "| point baseline | 90.0 % | 10.0 % (9.0 to 11.0) | |" in repeat.markdown(content(run))
+
+
 def test_rounds_have_a_line_only_where_a_second_one_ran():
     assert "MESA rounds" not in repeat.markdown(content(made_up(), made_up(seed=1)))
     assert "| MESA rounds |" in repeat.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
