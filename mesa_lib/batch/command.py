@@ -108,14 +108,8 @@ def told_only(function, *arguments) -> bool:
 
 def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, plan: cluster.Plan | None) -> None:
     """The table of --dry-run."""
-    left = {task.key for task in to_do}
-
-    def state(task: Task) -> str:
-        return (
-            "to do" if task.key in left else "published" if task.key in kept else "done" if task.result() else "later"
-        )
-
-    rows = [{"task": task.name, **task.own, "state": state(task)} for task in tasks]
+    states = [report.state(task.result(), kept.get(task.key)) for task in tasks]
+    rows = [{"task": task.name, **task.own, "state": state} for task, state in zip(tasks, states, strict=True)]
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"\n{len(tasks)} tasks, {len(to_do)} to do, notebooks {', '.join(tasks[0].notebooks)}", end="")
     print(f"; {plan}" if plan else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .. import metrics, paths, plots, store
+from .. import metrics, paper, paths, plots, store
 from .sweep import Sweep
 from .task import Outcome, Task
 
@@ -23,7 +23,7 @@ COLUMNS = {
     "random uniform": ("random uniform", "asr"),
     "random binary": ("random binary", "asr"),
     "random mixed": ("random mixed", "asr"),
-    "point": ("point", "asr"),
+    "point": ("point baseline", "asr"),
     "MESA": ("MESA", "asr"),
     "ideal": ("ideal", "asr"),
     "clean, repaired": ("clean, repaired", "asr"),
@@ -46,11 +46,7 @@ def line(task: Task, kept: dict | None = None, message: str = "") -> dict:
     result = here or kept
     if result:
         for title, (name, measure) in COLUMNS.items():
-            own = [
-                100 * row[measure]["rate"]
-                for row in result["rows"]
-                if row["model"] == name or (name == "point" and row["model"].startswith("point "))
-            ]
+            own = paper.of(result, name, measure)
             if own:
                 cells[title] = round(metrics.mean_std(own)[0], 2)
             if len(own) > 1:

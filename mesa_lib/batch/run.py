@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from distributed import Client, KilledWorker
 from tqdm import tqdm
 
+from .. import paths
 from . import cluster
 from .task import Outcome, Task, perform
 
@@ -65,9 +66,8 @@ def told(task: Task, future) -> Outcome:
     if future.status == "finished":
         outcome = future.result()
         if outcome.state in ("done", "before") and task.result() is None:
-            message = (
-                f"its worker says {outcome.state}, but {task.folder}/result.json is not there; is it on this disk?"
-            )
+            where = paths.show(task.folder / "result.json")
+            message = f"its worker says {outcome.state}, but {where} is not there: do both see the same disk?"
             return Outcome(task.name, "failed", outcome.seconds, message)
         return outcome
     if future.status != "error":

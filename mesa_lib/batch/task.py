@@ -50,6 +50,7 @@ class Task:
 
     @classmethod
     def of(cls, sweep: str, own: dict, stages: Stages, notebooks: Sequence[str]) -> "Task":
+        """The task of these stages, whose images are read for its key; `own`: what tells it from others."""
         p = stages.p
         about = {"params": p.content(), "run": stages.identity(), "notebooks": list(notebooks)}
         if any(name.startswith("03") for name in notebooks):  # the only one that draws other triggers beside
