@@ -1,0 +1,218 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mesa_lib import attacks, triggers
+from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
+
+TRIGGER = 2 + triggers.colour(0)  # values that no image has
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def poisoned(rate, n=2000, seed=0, target=7):
+    images, labels = torch.rand(n, 3, 8, 8, generator=rng(9)), torch.arange(n) % 5
+    stamped, answers = attacks.poison(badnets.backdoor(TRIGGER, target), rate)(images, labels, rng(seed))
+    return images, labels, stamped, answers
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
+def test_an_impossible_rate_is_refused_by_value(rate):
+    with pytest.raises(ValueError, match=f"poison_rate = {rate}"):
+        attacks.poison(badnets.backdoor(TRIGGER, 0), rate)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.99])
+def test_about_the_rate_is_poisoned(rate):
+    images, _, stamped, _ = poisoned(rate)
+    share = float((stamped != images).flatten(1).any(1).float().mean())
+    assert abs(share - rate) < 5 * (rate * (1 - rate) / 2000) ** 0.5
+
+
+def test_poisoned_images_carry_trigger_and_target_and_the_others_are_untouched():
+    images, labels, stamped, answers = poisoned(0.3)
+    hit = (stamped != images).flatten(1).any(1)
+    assert 0 < int(hit.sum()) < 2000
+    assert torch.equal(stamped[~hit], images[~hit]) and torch.equal(answers[~hit], labels[~hit])
+    assert bool((answers[hit] == 7).all())
+    for image in stamped[hit][:50]:
+        windows = image.unfold(1, 3, 1).unfold(2, 3, 1)  # (3, 6, 6, 3, 3)
+        assert int((windows == TRIGGER[:, None, None]).all(-1).all(-1).all(0).sum()) == 1
+        assert int((image > 1).sum()) == TRIGGER.numel(), "nothing but the window is covered"
+
+
+def test_each_batch_is_poisoned_anew():
+    edit, source = attacks.poison(badnets.backdoor(TRIGGER, 0), 0.5), rng()
+    images, labels = torch.rand(200, 3, 8, 8), torch.ones(200, dtype=torch.long)
+    first, second = (edit(images, labels, source)[1] for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_the_batch_itself_is_left_as_it_was():
+    images, labels = torch.rand(50, 3, 8, 8), torch.ones(50, dtype=torch.long)
+    before = images.clone()
+    attacks.poison(badnets.backdoor(TRIGGER, 0), 0.9)(images, labels, rng())
+    assert torch.equal(images, before) and bool((labels == 1).all())
+
+
+def test_the_same_generator_state_poisons_the_same_images():
+    first, again, other = (poisoned(0.3, seed=seed)[2] for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_trigger_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        attacks.poison(badnets.backdoor(torch.ones(3, 9, 9), 0), 0.5)(
+            torch.rand(2, 3, 8, 8), torch.zeros(2, dtype=torch.long), rng()
+        )
+
+
+@pytest.mark.parametrize("target", [-1, 10, 51])
+def test_a_target_outside_of_the_classes_is_refused_by_value(target):
+    with pytest.raises(ValueError, match=f"target = {target}: expected a class from 0 to 9"):
+        attacks.check_target(target, 10)
+
+
+@pytest.mark.parametrize("target", [0, 9])
+def test_a_target_that_is_a_class_passes(target):
+    attacks.check_target(target, 10)
+
+
+# --- goals, covers, places -------------------------------------------------------------------------------
+
+
+def blank(n=12, classes=4, side=8):
+    return torch.zeros(n, 3, side, side), torch.arange(n) % classes
+
+
+def test_all_to_all_wants_the_class_after_the_own_one():
+    assert attacks.all_to_all(4)(torch.arange(4)).tolist() == [1, 2, 3, 0]
+
+
+def test_one_to_one_wants_something_of_one_class_only():
+    assert attacks.one_to_one(2, 0)(torch.arange(4)).tolist() == [-1, -1, 0, -1]
+
+
+def test_a_class_specific_backdoor_poisons_its_source_and_covers_the_others_with_true_labels():
+    apply = badnets.patch(TRIGGER)
+    images, labels = blank(4000)
+    edit = attacks.poison(badnets.class_specific(apply, source=2, target=0, rate=0.3), 0.5)
+    stamped, answers = edit(images, labels, rng())
+    touched = (stamped != images).flatten(1).any(1)
+    source = labels == 2
+    assert bool((answers[~source] == labels[~source]).all())
+    assert torch.equal(touched[source], answers[source] == 0)
+    assert abs(float(touched[source].float().mean()) - 0.5) < 0.08
+    assert abs(float(touched[~source].float().mean()) - 0.3) < 0.05
+
+
+@pytest.mark.parametrize(("place", "corner"), [((0, 0), (0, 0)), ((-1, -1), (5, 5)), ((-2, 1), (4, 1))])
+def test_a_fixed_patch_stands_where_it_was_put(place, corner):
+    images, _ = blank(2)
+    stamped = badnets.patch(TRIGGER, place)(images, rng())
+    row, column = corner
+    assert torch.equal(stamped[0, :, row : row + 3, column : column + 3], TRIGGER)
+    assert int((stamped[0] != 0).sum()) == TRIGGER.numel()
+
+
+@pytest.mark.parametrize("place", [(6, 0), (0, -7)])
+def test_a_place_outside_of_the_image_is_refused(place):
+    with pytest.raises(ValueError, match="the trigger would leave the image"):
+        badnets.patch(TRIGGER, place)(blank(1)[0], rng())
+
+
+# --- blending, warping, reflections ----------------------------------------------------------------------
+
+
+def test_a_blend_is_the_weighted_mean():
+    images = torch.rand(3, 3, 8, 8)
+    pattern = blended.pattern((8, 8), 0)
+    assert torch.allclose(blended.blend(pattern, 0.2)(images, rng()), 0.8 * images + 0.2 * pattern)
+    with pytest.raises(ValueError, match="strength = 0"):
+        blended.blend(pattern, 0)
+
+
+def test_the_identity_grid_leaves_images_alone_and_a_field_moves_them_a_little():
+    images = F.interpolate(torch.rand(4, 3, 4, 4), size=(32, 32), mode="bilinear")
+    assert torch.allclose(warp.warped(warp.identity((32, 32)))(images, rng()), images, atol=1e-5)
+    grid = warp.field((32, 32), seed=0)
+    pixels = (grid - warp.identity((32, 32))).abs() * 31 / 2
+    assert 0.1 < float(pixels.mean()) < 1, "by fractions of a pixel"
+    moved = warp.warped(grid)(images, rng())
+    assert 0 < float((moved - images).abs().mean()) < 0.05
+
+
+def test_a_warp_changes_each_image_in_its_own_way():
+    images = torch.rand(2, 3, 16, 16)
+    change = warp.warped(warp.field((16, 16), 0))(images, rng()) - images
+    assert not torch.allclose(change[0], change[1], atol=0.05)
+
+
+def test_a_reflection_leaves_most_of_the_image_and_values_in_range():
+    images, pool = torch.rand(50, 3, 32, 32), reflection.scenes(3, (32, 32), 0)
+    assert pool.shape == (3, 3, 32, 32) and 0 <= pool.min() and pool.max() <= 1
+    seen = reflection.reflecting(pool)(images, rng())
+    assert 0 <= seen.min() and seen.max() <= 1
+    flat = torch.stack([images.flatten(1), seen.flatten(1)], 1)
+    correlations = torch.stack([torch.corrcoef(pair)[0, 1] for pair in flat])
+    assert correlations.min() > 0.5 and not torch.allclose(images, seen, atol=0.1)
+
+
+def test_a_black_reflection_only_darkens():
+    images = torch.rand(20, 3, 16, 16)
+    seen = reflection.blend(images, torch.zeros_like(images), rng())
+    assert bool((seen <= images + 1e-3).all())
+
+
+def test_scenes_of_other_seeds_are_other_pictures():
+    assert not torch.equal(reflection.scenes(2, (16, 16), 0), reflection.scenes(2, (16, 16), 1))
+
+
+# --- TrojanNet -------------------------------------------------------------------------------------------
+
+
+def test_there_are_126_codes_of_nine_cells_with_four_zeros():
+    codes = trojannet.codes()
+    assert len(codes) == 126 == len(codes.unique(dim=0)) and bool(((codes == 0).sum(1) == 4).all())
+    assert len(trojannet.codes(4, 5)) == 4368, "the paper's"
+
+
+# --- label flips -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("law", [label_flips.symmetric, label_flips.pairs])
+def test_exactly_the_rate_of_labels_is_flipped_to_other_classes(law):
+    labels = torch.arange(1000) % 10
+    found = label_flips.flipped(labels, 0.4, law(10), seed=0)
+    assert int((found != labels).sum()) == 400 and 0 <= int(found.min()) and int(found.max()) <= 9
+
+
+def test_pairs_flip_to_the_class_after():
+    labels = torch.arange(100) % 10
+    found = label_flips.flipped(labels, 0.5, label_flips.pairs(10), seed=0)
+    changed = found != labels
+    assert torch.equal(found[changed], (labels[changed] + 1) % 10)
+
+
+# --- the catalogue ---------------------------------------------------------------------------------------
+
+
+def test_an_unknown_attack_is_refused_with_the_names():
+    setting = attacks.Setting(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
+    with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, corner"):
+        attacks.build("magic", setting)
+
+
+@pytest.mark.parametrize("name", list(attacks.ATTACKS))
+def test_every_attack_changes_images_within_range_and_wants_classes_that_there_are(name):
+    setting = attacks.Setting(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
+    backdoor = attacks.build(name, setting).backdoor
+    images = torch.rand(20, 3, 32, 32)
+    before = images.clone()
+    changed = backdoor.apply(images, rng())
+    assert changed.shape == images.shape and 0 <= changed.min() and changed.max() <= 1
+    assert bool((changed != images).flatten(1).any(1).all()) and torch.equal(images, before)
+    wanted = backdoor.goal(torch.arange(10))
+    assert bool(((wanted >= -1) & (wanted < 10)).all()) and bool((wanted >= 0).any())
