@@ -138,11 +138,15 @@ def costs(of_sweep: list[dict]) -> pd.Series:
     return pd.DataFrame([run["seconds"] for run in of_sweep]).median().round(0)
 
 
-def panel(run: dict) -> tuple[dict, dict]:
-    """One panel of the t-SNE figure: the samples, and the single triggers that are marked among them."""
+def panel(run: dict, points: bool = True) -> tuple[dict, dict]:
+    """One panel of the t-SNE figure: the samples, and the single triggers that are marked among them.
+
+    points: whether the reversed trigger is marked, or the original alone
+    """
     kept = run["triggers"]
-    original, samples, points = (record.unpacked(kept[k], kept["shape"]) for k in ("original", "samples", "points"))
-    return {"samples of MESA": samples}, {"original": original[0], "point": points[0]}
+    original, samples, reversed_ = (record.unpacked(kept[k], kept["shape"]) for k in ("original", "samples", "points"))
+    marks = {"original": original[0]} | ({"point": reversed_[0]} if points else {})
+    return {"samples of MESA": samples}, marks
 
 
 def distances(run: dict) -> dict[str, float]:
@@ -160,6 +164,22 @@ def distances(run: dict) -> dict[str, float]:
         "the point": float(torch.cdist(points, samples).min(1).values.mean()),
         "the original": float(torch.cdist(original, samples).min()),
     }
+
+
+def samples_over_seeds(of_sweep: list[dict]) -> pd.DataFrame:
+    """What the samples of a sweep over alpha and one level do: a line a level and alpha, mean and spread over seeds.
+
+    ASR in per cent on the modelling images; information in nats, by a statistics network that is always the same; mean
+    distance of two samples, root mean square per value.
+    """
+    rows = [
+        {"beta": float(run["params"]["betas"]), "alpha": float(run["params"]["alpha"])}
+        | {"ASR": 100 * s["asr"], "information": s["information"], "distance": s["distance"]}
+        for run in of_sweep
+        for name, s in run["samples"].items()
+        if name != "mixture"
+    ]
+    return pd.DataFrame(rows).groupby(["beta", "alpha"]).agg(["mean", "std"])
 
 
 def machines(of_sweep: list[dict]) -> str:

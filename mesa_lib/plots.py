@@ -201,12 +201,18 @@ def controls(rows: list[dict]) -> Figure:
     return figure
 
 
-def sweep(values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlabel: str) -> Figure:
-    """One small panel a quantity over the values of a swept parameter (as categories): quantity -> curve -> numbers."""
+def sweep(
+    values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlabel: str, spread: dict | None = None
+) -> Figure:
+    """One small panel a quantity over the values of a swept parameter (as categories): quantity -> curve -> numbers.
+
+    spread: the same shape, drawn as error bars
+    """
     figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
     for axis, (name, curves) in zip(axes[0], results.items(), strict=True):
         for label, numbers in curves.items():
-            axis.plot([str(v) for v in values], list(numbers), "o:", label=label)
+            bars = None if spread is None else list(spread[name][label])
+            axis.errorbar([str(v) for v in values], list(numbers), bars, fmt="o:", capsize=2, label=label)
         axis.set(xlabel=xlabel, ylabel=name)
         axis.set_ylim(0, 1.08 * max(max(numbers) for numbers in curves.values()))
     axes[0][0].legend(fontsize=9)
@@ -322,4 +328,63 @@ def beside_the_paper(ours: dict[str, dict[str, Sequence[float]]], theirs: dict[s
         axis.set(title=title, ylim=(0, 60))
     axes[0, 0].set_ylabel("ASR after the repair (%)")
     axes[0, 0].legend(fontsize=9, loc="upper left")
+    return figure
+
+
+def matrices(shown: dict[str, Tensor], xlabel: str, ylabel: str) -> Figure:
+    """Square matrices of fractions side by side: title -> (n, n) with values in [0, 1]."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3.2), squeeze=False)
+    for axis, (title, values) in zip(axes[0], shown.items(), strict=True):
+        picture = axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=range(len(values)), yticks=range(len(values)))
+        axis.grid(False)
+    figure.colorbar(picture, ax=axes, shrink=0.8)
+    return figure
+
+
+def pruning(curves: dict[str, dict[str, Sequence[float]]]) -> Figure:
+    """Accuracy and ASR as channels are taken out, one panel a model: title -> curve -> fractions."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(4.2 * len(curves), 3), squeeze=False, sharey=True)
+    for axis, (title, own) in zip(axes[0], curves.items(), strict=True):
+        for name, values in own.items():
+            axis.plot(100 * np.array(values), label=name, color=COLOURS["clean" if name != "ASR" else "attacked"])
+        axis.set(title=title, xlabel="channels taken out")
+    axes[0, 0].set_ylabel("%")
+    axes[0, 0].legend()
+    return figure
+
+
+def histograms(shown: dict[str, dict[str, Tensor]], xlabel: str) -> Figure:
+    """Distributions of a score, clean and triggered inputs over each other: title -> name -> values."""
+    figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 2.8), squeeze=False)
+    for axis, (title, own) in zip(axes[0], shown.items(), strict=True):
+        values = {name: np.asarray(v, float) for name, v in own.items()}
+        bins = np.linspace(min(v.min() for v in values.values()), max(v.max() for v in values.values()) + 1e-9, 31)
+        for name, v in values.items():
+            colour = COLOURS["clean" if name == "clean" else "attacked"]
+            axis.hist(v, bins, weights=np.full(len(v), 100 / len(v)), alpha=0.6, label=name, color=colour)
+        axis.set(title=title, xlabel=xlabel, ylabel="% of images")
+    axes[0, 0].legend()
+    return figure
+
+
+def verdicts(found: dict[tuple[str, str], dict], target: int) -> Figure:
+    """Scores per class of several detectors (rows) on several victims (columns): (victim, detector) -> verdict."""
+    victims, detectors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    figure, axes = plt.subplots(
+        len(detectors), len(victims), figsize=(2.6 * len(victims), 1.5 * len(detectors)), squeeze=False, sharey="row"
+    )
+    for i, detector in enumerate(detectors):
+        for j, victim in enumerate(victims):
+            verdict, axis = found[victim, detector], axes[i, j]
+            own = [target] if victim != "none" else []
+            colours = [COLOURS["attacked" if k in own else "clean"] for k in range(len(verdict["scores"]))]
+            axis.bar(range(len(colours)), verdict["scores"], color=colours)
+            for k in verdict["flagged"]:
+                axis.annotate("flagged", (k, verdict["scores"][k]), fontsize=7, ha="center", va="bottom")
+            axis.set(xticks=range(len(colours)))
+            axis.tick_params(labelsize=7)
+        axes[i, 0].set_ylabel(detector, fontsize=8)
+    for j, victim in enumerate(victims):
+        axes[0, j].set_title(victim, fontsize=10)
     return figure
