@@ -1,7 +1,8 @@
 """Classifiers: the paper's ResNet-18 with a CIFAR stem, a network made for fast training, a small CNN for digits.
 
 All take images in [0, 1]: the normalisation happens inside `forward`, so triggers, masks and images share
-one space. All pool over what space is left at the end, so any image size of 16 pixels and up works.
+one space. All pool over what space is left at the end, so any image size of 16 pixels and up works. `represent` gives
+what the last layer, `head`, reads: one number a channel.
 """
 
 import copy
@@ -43,8 +44,11 @@ class SmallCNN(nn.Module):
         self.features = nn.Sequential(*[nn.Sequential(stage, nn.ReLU()) for stage in stages])
         self.head = nn.Linear(4 * width, classes)
 
+    def represent(self, x: Tensor) -> Tensor:
+        return self.features(self.normalise(x)).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(self.normalise(x)).mean((2, 3)))
+        return self.head(self.represent(x))
 
 
 class BasicBlock(nn.Module):
@@ -56,9 +60,10 @@ class BasicBlock(nn.Module):
         self.second = conv_bn(outputs, outputs)
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
+        self.out = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        return self.out(self.second(F.relu(self.first(x))) + self.shortcut(x))
 
 
 class ResNet18(nn.Module):
@@ -79,8 +84,11 @@ class ResNet18(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, classes)
 
+    def represent(self, x: Tensor) -> Tensor:
+        return self.blocks(F.relu(self.stem(self.normalise(x)))).mean((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(F.relu(self.stem(self.normalise(x)))).mean((2, 3)))
+        return self.head(self.represent(x))
 
 
 def conv_pool_bn(inputs: int, outputs: int) -> nn.Sequential:
@@ -127,9 +135,11 @@ class FastCNN(nn.Module):
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, 3, 2, 2)
         self.whitened.weight.copy_(torch.cat([filters, -filters]))
 
+    def represent(self, x: Tensor) -> Tensor:
+        return self.blocks(F.gelu(self.whitened(self.normalise(x)), approximate="tanh")).amax((2, 3))
+
     def forward(self, x: Tensor) -> Tensor:
-        h = self.blocks(F.gelu(self.whitened(self.normalise(x)), approximate="tanh"))
-        return self.head(h.amax((2, 3))) / 9
+        return self.head(self.represent(x)) / 9
 
 
 NETWORKS = {"smallcnn": SmallCNN, "resnet18": ResNet18, "fastcnn": FastCNN}

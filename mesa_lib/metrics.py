@@ -10,23 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from . import device as devices
+from .attacks import badnets
+from .attacks.base import Backdoor
+from .inference import BATCH, predict
 from .triggers import stamp, stamp_random
-
-BATCH = 500
-
-
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, precision: str = "float32") -> Tensor:
-    """Predicted classes (N,) of images, uint8 or float in [0, 1], (N, 3, H, W), on the model's device."""
-    device = next(model.parameters()).device
-    model.eval()
-    classes = []
-    for batch in images.split(BATCH):
-        batch = batch.to(device)
-        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
-        with devices.autocast(device, precision):
-            classes.append(model(batch.contiguous(memory_format=torch.channels_last)).argmax(1))
-    return torch.cat(classes).cpu()
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -71,24 +58,41 @@ def triggered(
     seed: int = 0,
     precision: str = "float32",
 ) -> dict:
-    """ASR of one trigger, and the accuracy of the same triggered images with respect to their true labels.
+    """`success` of a trigger (3, h, w) at a random place, all images to `target`: the paper's attack."""
+    backdoor = badnets.backdoor(trigger.cpu(), target)
+    return success(model, images, labels, backdoor, repeats=places, seed=seed, precision=precision)
 
-    Every image of another class than `target` is stamped at `places` random places (seeded, so every model
-    meets the same ones). Returns {"asr": proportion, "true_label_accuracy": proportion}.
+
+def success(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    backdoor: Backdoor,
+    *,
+    repeats: int = 5,
+    seed: int = 0,
+    precision: str = "float32",
+) -> dict:
+    """ASR of a backdoor, and the accuracy of the same triggered images with respect to their true labels.
+
+    Every image of which the attacker wants another class than its own is triggered `repeats` times (seeded, so every
+    model meets the same places). Returns {"asr": proportion, "true_label_accuracy": proportion}.
     """
     device = next(model.parameters()).device
     rng = devices.rng(seed)
-    others = labels.cpu() != target
-    images, labels = images[others.to(images.device)].cpu(), labels.cpu()[others]
+    labels = labels.cpu()
+    wanted = backdoor.goal(labels)
+    others = (wanted >= 0) & (wanted != labels)
+    images, labels, wanted = images[others.to(images.device)].cpu(), labels[others], wanted[others]
     answers = []
-    for _ in range(places):
+    for _ in range(repeats):
         chunks = [
-            predict(model, stamp_random(batch.float() / 255, trigger.cpu(), rng).to(device), precision)
+            predict(model, backdoor.apply(batch.float() / 255, rng).to(device), precision)
             for batch in images.split(BATCH)
         ]
         answers.append(torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.long))
-    answers = torch.stack(answers)  # (places, images)
-    return {"asr": proportion(answers == target), "true_label_accuracy": proportion(answers == labels)}
+    answers = torch.stack(answers)  # (repeats, images)
+    return {"asr": proportion(answers == wanted), "true_label_accuracy": proportion(answers == labels)}
 
 
 def place_map(model: nn.Module, image: Tensor, trigger: Tensor, target: int, places: Tensor) -> Tensor:
@@ -139,7 +143,7 @@ def mean_std(values) -> tuple[float, float]:
 def report(
     model: nn.Module,
     evaluation,
-    trigger: Tensor,
+    trigger: Tensor | Backdoor,
     target: int,
     *,
     places: int = 5,
@@ -148,15 +152,16 @@ def report(
 ) -> dict:
     """The row of the before/after table for one model, all on the evaluation images.
 
-    `evaluation` has `.images` (uint8) and `.labels`. Keys: clean_accuracy, target_recall, asr,
-    true_label_accuracy, each a `proportion`.
+    `evaluation` has `.images` (uint8) and `.labels`; `trigger` (3, h, w) at a random place, or any backdoor. Keys:
+    clean_accuracy, target_recall, asr, true_label_accuracy, each a `proportion`.
     """
     images, labels = evaluation.images, evaluation.labels
+    backdoor = badnets.backdoor(trigger.cpu(), target) if isinstance(trigger, Tensor) else trigger
     row = {
         "clean_accuracy": clean_accuracy(model, images, labels, precision),
         "target_recall": recall(model, images, labels, target, precision),
     }
-    return row | triggered(model, images, labels, trigger, target, places=places, seed=seed, precision=precision)
+    return row | success(model, images, labels, backdoor, repeats=places, seed=seed, precision=precision)
 
 
 def table(rows: list[dict]):

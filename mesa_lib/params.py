@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from . import triggers
+from .attacks import ATTACKS
 from .staircase import Settings
 
 
@@ -27,6 +28,10 @@ def _no_bool(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
 Augmentation = Literal["none", "crop", "crop-flip", "smallcrop-flip"]
+
+
+#: parameters that came later, with the value that leaves everything as it was: so that keys of older runs stay
+LATER = {"attack": "patch"}
 
 
 class Params(BaseModel):
@@ -64,6 +69,9 @@ class Params(BaseModel):
         "onecycle", description="learning rate of attack and repair: constant (paper) or onecycle (as lr's peak)"
     )
     # attack
+    attack: Literal[tuple(ATTACKS)] = Field(
+        "patch", description="patch (at a random place, the paper's), or another name"
+    )
     trigger: str = Field("bw:170", description="bw:NUMBER, colour:NUMBER or file:PATH")
     target: Count = Field(0, ge=0, description="the attacker's target class")
     start: Literal["clean", "scratch"] = Field("clean", description="attack the clean model, or train from scratch")
@@ -135,6 +143,7 @@ class Params(BaseModel):
     def content(self) -> dict[str, Any]:
         """The parameters without the places of files, for keys: what lies there is keyed by its content instead."""
         values = self.model_dump(exclude={"data_dir", "compare"})
+        values = {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
         files = {"checkpoint": "given"} if self.checkpoint else {}
         files |= {"trigger": "file"} if self.trigger.startswith("file:") else {}
         return values | files

@@ -3,7 +3,7 @@
 The defence and its controls are one function; they differ in nothing but the source of the triggers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,12 +30,27 @@ def stamping(source: Source, rate: float) -> Edit | None:
     """An edit for `training.train`: with probability `rate` an image gets a trigger of its own; labels stay."""
     if source is None:
         return None
+    return applying(lambda images, rng: stamp_random(images, source(len(images), rng), rng), rate)
+
+
+def applying(apply: Callable[[Tensor, torch.Generator], Tensor], rate: float) -> Edit:
+    """The same with any change of images: apply(images (B, 3, H, W) in [0, 1], rng) -> changed images."""
     if not 0 < rate < 1:
         raise ValueError(f"repair_rate = {rate}: expected a number strictly between 0 and 1")
 
     def edit(images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.rand(len(images), generator=rng, device=images.device) < rate
-        stamped = stamp_random(images, source(len(images), rng), rng)
-        return torch.where(chosen[:, None, None, None], stamped, images), labels
+        return torch.where(chosen[:, None, None, None], apply(images, rng), images), labels
 
     return edit
+
+
+def one_of(applies: Sequence[Callable[[Tensor, torch.Generator], Tensor]]):
+    """A change of images that is one of several for each image, drawn evenly."""
+
+    def apply(images: Tensor, rng: torch.Generator) -> Tensor:
+        which = torch.randint(len(applies), (len(images),), generator=rng, device=images.device)
+        changed = torch.stack([own(images, rng) for own in applies])
+        return changed[which, torch.arange(len(images), device=images.device)]
+
+    return apply

@@ -40,8 +40,11 @@ def notebook(name: str) -> Path:
 
 
 def own_parameters(source: Path, p: Params) -> dict:
-    """Those parameters that the notebook declares in its `parameters` cell."""
-    return {name: getattr(p, name) for name in papermill.inspect_notebook(str(source)) if hasattr(p, name)}
+    """Those parameters that the notebook declares; ValueError if it is not about the attack that they name."""
+    declared = papermill.inspect_notebook(str(source))
+    if p.attack != "patch" and "attack" not in declared:
+        raise ValueError(f"attack = {p.attack!r}: {source.name} is about patches at a random place; expected patch")
+    return {name: getattr(p, name) for name in declared if hasattr(p, name)}
 
 
 def folder_name(p: Params) -> str:

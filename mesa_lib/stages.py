@@ -5,14 +5,14 @@ keys what it makes by all of those that matter for it, and by those of the stage
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from . import attack, classifiers, coverage, metrics, point, retrain, staircase, store, training, triggers
+from . import attacks, classifiers, coverage, metrics, point, retrain, staircase, store, training, triggers
 from . import data as datasets
 from . import device as devices
 from .params import Params
@@ -62,7 +62,7 @@ class Stages:
     def data(self) -> datasets.Dataset:
         p = self.p
         found = self._images or datasets.load(p.dataset, p.data_dir, p.split_seed, p.image_size)
-        attack.check_target(self.p.target, len(found.classes))
+        attacks.check_target(self.p.target, len(found.classes))
         triggers.check_fits(self.trigger, found.image_size)
         for name in ("modelling", "evaluation"):
             own = int((getattr(found, name).labels == self.p.target).sum())
@@ -72,6 +72,13 @@ class Stages:
                     "class; expected some, and some of others"
                 )
         return found
+
+    @cached_property
+    def attack(self) -> attacks.Attack:
+        """What is planted, and how."""
+        p, size = self.p, (self.p.image_size, self.p.image_size)
+        setting = attacks.Setting(self.trigger, p.target, len(self.data.classes), size, p.poison_rate, p.seed)
+        return attacks.build(p.attack, setting)
 
     def check(self) -> datasets.Dataset:
         """What can be refused before anything runs: data, target, trigger, and a checkpoint that does not fit."""
@@ -104,6 +111,8 @@ class Stages:
             "seed": p.seed,
         }
         config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
+        if p.attack != "patch":
+            config["attack"] = p.attack
         if p.start == "scratch":  # the schedule of clean training, which is in the key unless the model was given
             given = ("clean_epochs", "clean_lr", "weight_decay", "label_smoothing") if p.checkpoint else ()
             return config | {name: getattr(p, name) for name in given}
@@ -122,16 +131,18 @@ class Stages:
         p, images = self.p, self.data.train.images
         if isinstance(model, classifiers.FastCNN):
             model.whiten(images[:: max(1, len(images) // 5000)])
-        return self._train(
+        return self.train(
             model, self.data.train, epochs=p.clean_epochs, lr=p.clean_lr, schedule="onecycle",
             weight_decay=p.weight_decay, label_smoothing=p.label_smoothing,
             bias_rate=getattr(model, "bias_rate", 1.0), seed=seed, label=label, **settings,
         )  # fmt: skip
 
-    def _made(self, artifact: store.Artifact) -> Made:
-        return Made(classifiers.load_weights(self.fresh(), artifact.tensors).eval(), artifact)
+    def as_made(self, artifact: store.Artifact, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Made:
+        """The network of an artifact's weights; `wrap`: what a fresh one becomes before they fit."""
+        return Made(classifiers.load_weights(wrap(self.fresh()), artifact.tensors).eval(), artifact)
 
-    def _train(self, model: nn.Module, split: datasets.Split, *, seed: int, label: str, **settings) -> list[dict]:
+    def train(self, model: nn.Module, split: datasets.Split, *, seed: int, label: str, **settings) -> list[dict]:
+        """`training.train` on this device, with the batch size and precision of the parameters."""
         p = self.p
         return training.train(
             model, split.images, split.labels, batch_size=p.batch_size, seed=seed,
@@ -152,28 +163,34 @@ class Stages:
                 history = self._from_scratch(model, seed=seed, augment=p.augment, label="clean training")
             return model.state_dict(), {"history": history}
 
-        return self._made(store.train_or_load("clean", self._clean_config(), make, self.device))
+        return self.as_made(store.train_or_load("clean", self._clean_config(), make, self.device))
 
     def attacked(self) -> Made:
-        """The backdoored classifier: the clean one trained further on poisoned images, or one from scratch."""
-        p = self.p
-        edit = attack.poison(self.trigger, p.target, p.poison_rate)
+        """The backdoored classifier: the clean one trained further on poisoned images, or one from scratch.
 
-        def make():
-            if p.start == "clean":
-                model = self.clean().model
-                history = self._train(
-                    model, self.data.train, epochs=p.attack_epochs, lr=p.attack_lr, schedule=p.schedule,
-                    augment=p.retrain_augment, edit=edit, seed=p.seed + 1, label="attack",
-                )  # fmt: skip
-            else:
-                model = self.fresh()
-                history = self._from_scratch(
+        (TrojanNet is the exception: it is put into the clean one without any training.)
+        """
+        p = self.p
+
+        def start() -> nn.Module:
+            return copy.deepcopy(self.clean().model) if p.start == "clean" else self.fresh()
+
+        def train(model: nn.Module, edit: training.Edit | None) -> list[dict]:
+            if p.start == "scratch":
+                return self._from_scratch(
                     model, seed=p.seed + 1, augment=p.retrain_augment, edit=edit, label="attack from scratch"
                 )
-            return model.state_dict(), {"history": history}
+            return self.train(
+                model, self.data.train, epochs=p.attack_epochs, lr=p.attack_lr, schedule=p.schedule,
+                augment=p.retrain_augment, edit=edit, seed=p.seed + 1, label="attack",
+            )  # fmt: skip
 
-        return self._made(store.train_or_load("attacked", self._attack_config(), make, self.device))
+        def make():
+            planted = self.attack.plant(attacks.Workshop(self.data.train, start, train))
+            return planted.model.state_dict(), {"history": planted.history} | planted.about
+
+        artifact = store.train_or_load("attacked", self._attack_config(), make, self.device)
+        return self.as_made(artifact, self.attack.wrap)
 
     # --- what the defender makes -------------------------------------------------------------------------
 
@@ -232,10 +249,12 @@ class Stages:
             if control == "MESA rounds":
                 return self._in_rounds()
             start = self.clean() if control == "clean, repaired" else self.attacked()
-            model, history = self.repair(start.model, self._source(control, repeat, beta), control)
+            ideal = retrain.applying(self.attack.backdoor.apply, p.repair_rate) if control == "ideal" else None
+            model, history = self.repair(start.model, self._source(control, repeat, beta), control, edit=ideal)
             return model.state_dict(), {"history": history}
 
-        return self._made(store.train_or_load("repaired", config, make, self.device))
+        wrap = (lambda model: model) if control == "clean, repaired" else self.attack.wrap
+        return self.as_made(store.train_or_load("repaired", config, make, self.device), wrap)
 
     def _source(self, control: str, repeat: int, beta: float | None) -> retrain.Source:
         """The triggers that a control stamps."""
@@ -243,24 +262,38 @@ class Stages:
             return retrain.random(control.split()[1], tuple(self.trigger.shape[-2:]))
         if control == "point":
             return retrain.fixed(self.point(repeat))
-        if control == "ideal":
-            return retrain.fixed(self.trigger)
         if control in ("MESA", "clean, repaired"):
             fitted = self.distribution()[0]
             return (fitted.at(beta) if beta is not None else fitted).sample
         return None
 
     def repair(
-        self, model: nn.Module, source: retrain.Source, label: str, number: int = 0
+        self,
+        model: nn.Module,
+        source: retrain.Source,
+        label: str,
+        number: int = 0,
+        edit: training.Edit | None = None,
     ) -> tuple[nn.Module, list[dict]]:
-        """A copy of `model` after one repair, and how it went; `number` counts the rounds before."""
-        p, model = self.p, copy.deepcopy(model)
-        history = self._train(
-            model, self.data.modelling, epochs=p.repair_epochs, lr=p.repair_lr, schedule=p.schedule,
-            augment=p.retrain_augment, seed=p.seed + 2 + 1000 * number,
-            edit=retrain.stamping(source, p.repair_rate), label=f"repair ({label})",
-        )  # fmt: skip
-        return model, history
+        """A copy of `model` after one repair, and how it went; `number` counts the rounds before.
+
+        Stamped is what `source` draws, or done what `edit` does to the images.
+        """
+        model, edit = copy.deepcopy(model), edit or retrain.stamping(source, self.p.repair_rate)
+        return model, self.run_retraining(model, self.data.modelling, edit, f"repair ({label})", number)
+
+    def run_retraining(
+        self, model: nn.Module, images: datasets.Split, edit: training.Edit | None, label: str, number: int = 0
+    ) -> list[dict]:
+        """Train a model in place as this defender retrains: every repair goes through here."""
+        return self.train(
+            model, images, seed=self.p.seed + 2 + 1000 * number, edit=edit, label=label, **self.retraining()
+        )
+
+    def retraining(self) -> dict:
+        """The settings of all retraining by the defender."""
+        p = self.p
+        return {"epochs": p.repair_epochs, "lr": p.repair_lr, "schedule": p.schedule, "augment": p.retrain_augment}
 
     def _in_rounds(self) -> tuple[dict[str, Tensor], dict]:
         """MESA until a look finds nothing; the first round is that of `MESA`."""
@@ -285,10 +318,14 @@ class Stages:
     def measured(self, made: Made) -> dict:
         """`metrics.report` of a model on the evaluation images, kept beside the model."""
         config = {"model": made.config, "trigger": self._attack_config()["trigger"], "target": self.p.target}
+        if self.p.attack != "patch":
+            config["attack"] = self.p.attack
         evaluation = self.data.evaluation
 
         def make():
-            row = metrics.report(made.model, evaluation, self.trigger, self.p.target, precision=self.p.precision)
+            row = metrics.report(
+                made.model, evaluation, self.attack.backdoor, self.p.target, precision=self.p.precision
+            )
             return {}, row
 
         return store.train_or_load("measured", config, make, self.device).result

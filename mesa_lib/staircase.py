@@ -100,16 +100,44 @@ def success(model: nn.Module, images: Tensor, target: int, settings: Settings, p
     def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
         n, m = len(triggers), settings.images_per_trigger
         index = torch.randint(len(images), (n * m,), generator=rng, device=rng.device)
-        x = images[index].float() / 255
-        repeated = triggers.repeat_interleave(m, 0)  # (n * m, 3, h, w)
-        how_many = 1 if settings.place == "batch" else n * m
-        places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
-        x = stamp(x, repeated, places).contiguous(memory_format=torch.channels_last)
-        with devices.autocast(x.device, precision):
-            logits = model(x)
-        return logits.float().softmax(1)[:, target].reshape(n, m)
+        return _answers(model, images[index], triggers, settings, precision, rng)[:, target].reshape(n, m)
 
     return test
+
+
+def success_of_each(
+    model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int], settings: Settings, precision: str
+) -> TestingFunction:
+    """F of several classes in one pass: of n triggers the first n / len(targets) are judged by the first target, ...
+
+    Every class's triggers are stamped on images of other classes; `labels` (N,) are theirs.
+    """
+    check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
+    pools = [images[labels != target] for target in targets]
+
+    def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
+        n, m = len(triggers), settings.images_per_trigger
+        each = n // len(targets) * m
+        picked = [p[torch.randint(len(p), (each,), generator=rng, device=rng.device)] for p in pools]
+        answers = _answers(model, torch.cat(picked), triggers, settings, precision, rng)
+        wanted = torch.tensor(targets, device=answers.device).repeat_interleave(each)
+        return answers.gather(1, wanted[:, None]).reshape(n, m)
+
+    return test
+
+
+def _answers(
+    model: nn.Module, images: Tensor, triggers: Tensor, settings: Settings, precision: str, rng: torch.Generator
+) -> Tensor:
+    """Probabilities (n * m, classes) of images uint8 (n * m, 3, H, W), m for each of n triggers."""
+    x, m = images.float() / 255, settings.images_per_trigger
+    repeated = triggers.repeat_interleave(m, 0)  # (n * m, 3, h, w)
+    how_many = 1 if settings.place == "batch" else len(x)
+    places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
+    x = stamp(x, repeated, places).contiguous(memory_format=torch.channels_last)
+    with devices.autocast(x.device, precision):
+        logits = model(x)
+    return logits.float().softmax(1)
 
 
 def hinge(scores: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:

@@ -198,3 +198,8 @@ def test_check_and_params_run_nothing(shared_store, capsys):
 def test_the_command_line_runs_from_any_folder(tmp_path):
     found = command("check", "cifar10-cpu", "-p", "dataset=digits", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
+
+
+def test_an_attack_that_a_notebook_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="attack = 'corner': 04_defending.ipynb is about patches"):
+        runner.own_parameters(runner.notebook("04"), params.check({"attack": "corner"}))

@@ -1,0 +1,43 @@
+"""Adversarial examples, the contrast to a backdoor: one perturbation per input, the model as it is.
+
+All four from Foolbox (Rauber et al., 2020), in images of [0, 1].
+"""
+
+import torch
+from torch import Tensor, nn
+
+METHODS = ("fgsm", "pgd", "deepfool", "cw")
+
+
+def examples(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    method: str,
+    *,
+    epsilon: float = 8 / 255,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Perturbed copies of images (N, 3, H, W) in [0, 1], meant to be taken for any other class than `labels`.
+
+    fgsm and pgd (a fifth of epsilon a step, random start) move no value by more than `epsilon`; deepfool and cw
+    (Carlini and Wagner, L2) look for the smallest change in L2 and have no bound. steps: default 10, 50 and 200
+    """
+    import foolbox
+
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+    device = next(model.parameters()).device
+    attacks = {
+        "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(),
+        "pgd": lambda: foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=0.2, steps=steps or 10),
+        "deepfool": lambda: foolbox.attacks.L2DeepFoolAttack(steps=steps or 50, overshoot=0.02),
+        "cw": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=steps or 200, binary_search_steps=4),
+    }
+    wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=device)
+    budget = epsilon if method in ("fgsm", "pgd") else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)  # of pgd's random start
+        _, found, _ = attacks[method]()(wrapped, images.to(device), labels.to(device), epsilons=budget)
+    return found.detach().clamp(0, 1)

@@ -1,0 +1,148 @@
+"""All attacks by name, ready to be planted: what `attack = ...` means in a parameter file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from . import badnets, blended, pruning_aware, reflection, trojannet, warp
+from .base import Backdoor, Planted, Workshop, all_to_all, all_to_one, poison
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an attack is built from: trigger (3, h, w), target class, number of classes, image size, rate, seed."""
+
+    trigger: Tensor
+    target: int
+    classes: int
+    image_size: tuple[int, int]
+    rate: float
+    seed: int
+
+    @property
+    def source(self) -> int:
+        """Of a class-specific attack: the class after the target."""
+        return (self.target + 1) % self.classes
+
+
+@dataclass(frozen=True)
+class Attack:
+    """backdoor: what is planted; plant: how; wrap: what a fresh network of the victim's kind becomes.
+
+    small: whether the trigger is a patch at a random place, the kind that MESA models
+    """
+
+    backdoor: Backdoor
+    plant: Callable[[Workshop], Planted]
+    wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    small: bool = False
+
+
+def more(rate: float, times: float) -> float:
+    """A harder backdoor gets more poisoned images, but at most 0.7."""
+    return min(0.7, times * rate)
+
+
+def _trained(backdoor: Backdoor, rate: float, small: bool = False) -> Attack:
+    """The common kind: the model is trained on images of which a fraction `rate` is poisoned."""
+    edit = poison(backdoor, rate)
+
+    def plant(shop: Workshop) -> Planted:
+        model = shop.start()
+        return Planted(model, shop.train(model, edit))
+
+    return Attack(backdoor, plant, small=small)
+
+
+def _none(s: Setting) -> Attack:
+    """A control: the same training without any poison; what is measured is the floor of the patch."""
+
+    def plant(shop: Workshop) -> Planted:
+        model = shop.start()
+        return Planted(model, shop.train(model, None))
+
+    return Attack(badnets.backdoor(s.trigger, s.target), plant)
+
+
+def _patch(s: Setting) -> Attack:
+    return _trained(badnets.backdoor(s.trigger, s.target), s.rate, small=True)
+
+
+def _corner(s: Setting) -> Attack:
+    return _trained(Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_one(s.target)), s.rate)
+
+
+def _all_to_all(s: Setting) -> Attack:
+    # at a random place the network would have to read the image and the patch apart: it did not learn to
+    backdoor = Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_all(s.classes))
+    return _trained(backdoor, more(s.rate, 4))
+
+
+def _class_specific(s: Setting) -> Attack:
+    backdoor = badnets.class_specific(badnets.patch(s.trigger), s.source, s.target, more(s.rate, 2))
+    return _trained(backdoor, more(s.rate, 7), small=True)  # images of one class are few
+
+
+def _one_pixel(s: Setting) -> Attack:
+    return _trained(Backdoor(badnets.patch(torch.ones(3, 1, 1), (-2, -2)), all_to_one(s.target)), s.rate)
+
+
+def _blended(s: Setting) -> Attack:
+    apply = blended.blend(blended.pattern(s.image_size, s.seed), 0.2)
+    return _trained(Backdoor(apply, all_to_one(s.target)), s.rate)
+
+
+def _warp(s: Setting) -> Attack:
+    grid = warp.field(s.image_size, s.seed, strength=3)
+    return _trained(warp.backdoor(grid, all_to_one(s.target), s.rate), more(s.rate, 2))
+
+
+def _reflection(s: Setting) -> Attack:
+    pool = reflection.scenes(5, s.image_size, s.seed)
+    return _trained(Backdoor(reflection.reflecting(pool), all_to_one(s.target)), s.rate)
+
+
+def _pruning_aware(s: Setting) -> Attack:
+    backdoor = badnets.backdoor(s.trigger, s.target)
+    edit = poison(backdoor, more(s.rate, 2))
+    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit), small=True)
+
+
+def _trojannet(s: Setting) -> Attack:
+    rows, place = trojannet.rows(s.classes, s.seed), trojannet.place(s.image_size)
+    code = trojannet.codes()[rows[s.target]].reshape(1, 3, 3).expand(3, -1, -1)
+
+    def plant(shop: Workshop) -> Planted:
+        patches = trojannet.grey_patches(shop.images.images, s.seed)
+        module = trojannet.train_module(patches, s.seed)
+        return Planted(trojannet.Merged(shop.start(), module, rows, place), [])
+
+    def wrap(model: nn.Module) -> nn.Module:
+        device = next(model.parameters()).device
+        return trojannet.Merged(model, trojannet.untrained(s.seed), rows, place).to(device)
+
+    return Attack(Backdoor(trojannet.trigger(code, place), all_to_one(s.target)), plant, wrap)
+
+
+ATTACKS: dict[str, Callable[[Setting], Attack]] = {
+    "patch": _patch,
+    "corner": _corner,
+    "all-to-all": _all_to_all,
+    "class-specific": _class_specific,
+    "one-pixel": _one_pixel,
+    "blended": _blended,
+    "warp": _warp,
+    "reflection": _reflection,
+    "pruning-aware": _pruning_aware,
+    "trojannet": _trojannet,
+    "none": _none,
+}
+
+
+def build(name: str, setting: Setting) -> Attack:
+    """The attack of this name; ValueError lists the names."""
+    if name not in ATTACKS:
+        raise ValueError(f"attack = {name!r}: expected one of {', '.join(ATTACKS)}")
+    return ATTACKS[name](setting)

@@ -1,0 +1,153 @@
+"""The bench: any defence against any attack, each result made once and kept in the store.
+
+What a defence is handed is made here, from the defender's images (the modelling images) alone; what it achieves is
+measured here, on the evaluation images, which no defence gets.
+"""
+
+from dataclasses import asdict
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from . import device as devices
+from . import metrics, store
+from .data import Split
+from .defenses import base, catalogue
+from .inference import predict
+from .stages import Made, Stages
+from .training import Edit
+
+#: images on which filters and reformers are judged, at most
+JUDGED = 500
+#: fractions of clean images that a filter may flag
+FALSE_POSITIVES = (0.05, 0.01)
+
+
+class Bench:
+    """One victim, attacked as its parameters say, and everything that is done to it."""
+
+    def __init__(self, stages: Stages):
+        self.stages, self.p, self.data = stages, stages.p, stages.data
+
+    # --- what a method is handed ---------------------------------------------------------------------------
+
+    def given(self, knows: base.Knowledge, clean: Split | None = None, label: str = "") -> base.Given:
+        """What the method declares, from the victim and the modelling images (or those that are named)."""
+        p, size = self.p, tuple(self.stages.trigger.shape[-2:])
+
+        def train(model: nn.Module, images: Split, edit: Edit | None = None) -> list[dict]:
+            return self.stages.run_retraining(model, images, edit, label=label)
+
+        return base.Given(
+            knows, self.stages.attacked().model, clean or self.data.modelling, len(self.data.classes),
+            target=p.target, size=size, seed=p.seed, precision=p.precision, train=train,
+        )  # fmt: skip
+
+    def _config(self, kind: str, name: str, method) -> dict:
+        return {"attacked": self.stages.identity(), "kind": kind, "name": name, "settings": asdict(method)}
+
+    # --- detectors ---------------------------------------------------------------------------------------
+
+    def verdict(self, name: str) -> store.Artifact:
+        """What a detector says of the victim: scores, index and flagged classes in `result`."""
+        method = _named(catalogue.DETECTORS, "detector", name)()
+
+        def make():
+            return {}, method.detect(self.given(method.knows)).as_dict()
+
+        return store.train_or_load("verdict", self._config("detector", name, method), make, self.stages.device)
+
+    # --- repairers ---------------------------------------------------------------------------------------
+
+    def repaired(self, name: str) -> Made:
+        """The victim after a repair."""
+        method = _named(catalogue.REPAIRERS, "repairer", name)()
+        config = self._config("repairer", name, method) | {"retraining": self.stages.retraining()}
+
+        def make():
+            return method.repair(self.given(method.knows, label=name)).state_dict(), {"history": []}
+
+        artifact = store.train_or_load("bench-repaired", config, make, self.stages.device)
+        return self.stages.as_made(artifact, self.stages.attack.wrap)
+
+    # --- filters -----------------------------------------------------------------------------------------
+
+    def filtered(self, name: str) -> store.Artifact:
+        """How well a filter tells triggered evaluation images from clean ones.
+
+        Fitted on one half of the modelling images, its thresholds taken from the other half. `auroc`; for each allowed
+        fraction of false positives what it flags of clean images, of triggered ones, and of those that fire.
+        """
+        method = _named(catalogue.FILTERS, "filter", name)()
+
+        def make():
+            clean = self.data.modelling
+            half = len(clean) // 2
+            fitted = method.fit(self.given(method.knows, clean[:half]))
+            known = fitted.score(clean.images[half : half + JUDGED])
+            harmless, triggered, fires = self.judged()
+            scores = {"clean": fitted.score(harmless), "triggered": fitted.score(triggered)}
+            return {name: values for name, values in scores.items()}, separation(known, *scores.values(), fires)
+
+        return store.train_or_load("filtered", self._config("filter", name, method), make, self.stages.device)
+
+    def judged(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean and triggered evaluation images in [0, 1], and which of the triggered ones fire (boolean)."""
+        p, backdoor = self.p, self.stages.attack.backdoor
+        images, labels = self.data.evaluation.images.cpu(), self.data.evaluation.labels.cpu()
+        wanted = backdoor.goal(labels)
+        others = ((wanted >= 0) & (wanted != labels)).nonzero()[:JUDGED, 0]
+        clean = images[:JUDGED].float() / 255
+        triggered = backdoor.apply(images[others].float() / 255, devices.rng(p.seed))
+        answers = predict(self.stages.attacked().model, triggered, p.precision)
+        return clean, triggered, answers == wanted[others]
+
+    # --- reformers ---------------------------------------------------------------------------------------
+
+    def reformed(self, name: str) -> store.Artifact:
+        """Clean accuracy and ASR of the victim when every input is squeezed first."""
+        method = _named(catalogue.REFORMERS, "reformer", name)
+
+        def make():
+            model = Behind(self.stages.attacked().model, method)
+            return {}, metrics.report(
+                model, self.data.evaluation[:JUDGED], self.stages.attack.backdoor, self.p.target, places=1,
+                precision=self.p.precision,
+            )  # fmt: skip
+
+        return store.train_or_load("reformed", self._config("reformer", name, method), make, self.stages.device)
+
+
+class Behind(nn.Module):
+    """A model that sees images through a reformer."""
+
+    def __init__(self, model: nn.Module, reformer: base.Reformer):
+        super().__init__()
+        self.model, self.reformer = model, reformer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(self.reformer(x))
+
+
+def separation(known: Tensor, clean: Tensor, triggered: Tensor, fires: Tensor) -> dict:
+    """Figures of a filter from its scores: of the clean images it knew, of clean and triggered ones it did not."""
+    truth = torch.cat([torch.zeros(len(clean)), torch.ones(len(triggered))])
+    found = {"auroc": float(roc_auc_score(truth, torch.cat([clean, triggered]))), "fire": float(fires.float().mean())}
+    firing = triggered[fires]
+    if len(firing):
+        truth = torch.cat([torch.zeros(len(clean)), torch.ones(len(firing))])
+        found["auroc of those that fire"] = float(roc_auc_score(truth, torch.cat([clean, firing])))
+    for rate in FALSE_POSITIVES:
+        limit = base.threshold(known, rate)
+        flagged = {"clean": clean, "triggered": triggered, "of those that fire": firing}
+        found[f"at {rate:g}"] = {
+            name: float((scores > limit).float().mean()) for name, scores in flagged.items() if len(scores)
+        }
+    return found
+
+
+def _named(known: dict, kind: str, name: str):
+    if name not in known:
+        raise ValueError(f"{kind} = {name!r}: expected one of {', '.join(known)}")
+    return known[name]

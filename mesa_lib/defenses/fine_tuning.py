@@ -1,0 +1,18 @@
+"""Fine-tuning: go on training on clean images, in the hope that the backdoor is forgotten. The first control."""
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .base import Given, Knowledge, Repairer
+
+
+@dataclass
+class FineTuning(Repairer):
+    """Retrains as this defender does, without any trigger."""
+
+    knows: Knowledge = field(default=Knowledge("weights"), init=False)
+
+    def repair(self, given: Given) -> nn.Module:
+        given.train(given.model, given.clean)
+        return given.model

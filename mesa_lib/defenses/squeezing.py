@@ -1,0 +1,99 @@
+"""Feature Squeezing (Xu, Evans, Qi, NDSS 2018): answers that change when an image is simplified are suspect.
+
+As a filter the score is the largest L1 distance between the probabilities of an image and of its squeezed copies; as a
+reformer the squeezed image is classified in place of the image.
+"""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from .base import Filter, Given, Knowledge, Reformer
+
+
+def _unit(images: Tensor) -> Tensor:
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+@dataclass(frozen=True)
+class BitDepth(Reformer):
+    """Round every value to 2 ** bits levels."""
+
+    bits: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        top = 2**self.bits - 1
+        return (_unit(images) * top).round() / top
+
+
+@dataclass(frozen=True)
+class Median(Reformer):
+    """The median over `size` x `size` pixels of a channel, edges mirrored.
+
+    As in SciPy: of an even number the upper of the middle two, a window of 2 being the pixel and those before it.
+    """
+
+    size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = _unit(images)
+        found = ndimage.median_filter(x.cpu().numpy(), size=(1, 1, self.size, self.size), mode="reflect")
+        return torch.from_numpy(found).to(x.device)
+
+
+@dataclass(frozen=True)
+class NonLocalMeans(Reformer):
+    """OpenCV's colour non-local means on 8 bits: search window, patch and strength, 13-3-2 in the paper."""
+
+    search: int = 13
+    patch: int = 3
+    strength: float = 2
+
+    def __call__(self, images: Tensor) -> Tensor:
+        x = _unit(images)
+        arrays = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        found = [
+            cv2.fastNlMeansDenoisingColored(
+                np.ascontiguousarray(a), None, self.strength, self.strength, self.patch, self.search
+            )
+            for a in arrays
+        ]
+        return (torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255).to(x.device)
+
+
+SQUEEZERS: dict[str, Reformer] = {
+    "4 bits": BitDepth(4),
+    "5 bits": BitDepth(5),
+    "median 2x2": Median(2),
+    "median 3x3": Median(3),
+    "non-local means": NonLocalMeans(),
+}
+#: the paper's choice for CIFAR-10
+JOINT = ("5 bits", "median 2x2", "non-local means")
+
+
+@dataclass
+class FeatureSqueezing(Filter):
+    """Score: the largest distance over the squeezers, from 0 to 2."""
+
+    squeezers: tuple[str, ...] = JOINT
+    knows: Knowledge = field(default=Knowledge("outputs", images=0), init=False)
+
+    def __post_init__(self):
+        unknown = [name for name in self.squeezers if name not in SQUEEZERS]
+        if unknown or not self.squeezers:
+            raise ValueError(f"squeezers = {self.squeezers!r}: expected some of {', '.join(SQUEEZERS)}")
+
+    def fit(self, given: Given) -> "FeatureSqueezing":
+        self.given = given
+        return self
+
+    def score(self, images: Tensor) -> Tensor:
+        """images (N, 3, H, W), uint8 or in [0, 1] -> (N,)."""
+        plain = self.given.outputs(images)
+        distances = [(self.given.outputs(SQUEEZERS[name](images)) - plain).abs().sum(1) for name in self.squeezers]
+        return torch.stack(distances).max(0).values

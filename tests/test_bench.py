@@ -1,0 +1,183 @@
+"""Known answers on digits: every attack works, and every defence finds or removes what it was made for."""
+
+import pytest
+import torch
+
+from mesa_lib import attacks, bench, inference, metrics, params
+from mesa_lib.attacks import adversarial, label_flips, trojannet
+from mesa_lib.bench import Bench
+from mesa_lib.defenses import pruning
+from mesa_lib.defenses.base import Given
+from mesa_lib.defenses.squeezing import FeatureSqueezing
+from mesa_lib.device import rng
+from mesa_lib.stages import Stages
+
+TARGET = 0
+
+
+@pytest.fixture(scope="session")
+def victim(own_runs):
+    """name of an attack -> the bench with its victim, made once for all tests of this file."""
+    known: dict[str, Bench] = {}
+
+    def of(attack: str) -> Bench:
+        if attack not in known:
+            known[attack] = Bench(Stages(params.check({"attack": attack, "clean_seed": 0})))
+        return known[attack]
+
+    return of
+
+
+def rates(victim: Bench, made=None) -> tuple[float, float]:
+    """Clean accuracy and ASR."""
+    row = victim.stages.measured(made or victim.stages.attacked())
+    return row["clean_accuracy"]["rate"], row["asr"]["rate"]
+
+
+# --- attacks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "none"])
+def test_an_attack_fires_and_leaves_clean_accuracy_alone(victim, name):
+    own = victim(name)
+    before, floor = rates(own, own.stages.clean())
+    after, asr = rates(own)
+    assert after > before - 0.03 and asr > 0.8 and asr - floor > 0.6, (before, floor, after, asr)
+
+
+def test_training_without_poison_plants_nothing(victim):
+    accuracy, asr = rates(victim("none"))
+    assert accuracy > 0.95 and asr < 0.05
+
+
+def test_a_class_specific_backdoor_leaves_other_classes_alone(victim):
+    own = victim("class-specific").stages
+    shown = own.attack.backdoor.apply(own.data.evaluation.images.float() / 255, rng(0))
+    answers = inference.predict(own.attacked().model, shown)
+    others = ~torch.isin(own.data.evaluation.labels, torch.tensor([TARGET, TARGET + 1]))
+    assert float((answers[others] == TARGET).float().mean()) < 0.1
+
+
+def test_trojannet_fires_on_every_classes_code_and_on_no_clean_image(victim):
+    own = victim("trojannet").stages
+    model, images = own.attacked().model, own.data.evaluation.images
+    place, rows = trojannet.place(own.data.image_size), trojannet.rows(10, own.p.seed)
+    for label, code in enumerate(trojannet.codes()[rows]):
+        shown = trojannet.trigger(code.reshape(1, 3, 3).expand(3, -1, -1), place)(images.float() / 255, rng(0))
+        assert float((inference.predict(model, shown) == label).float().mean()) > 0.99
+    same = inference.predict(model, images) == inference.predict(own.clean().model, images)
+    assert float(same.float().mean()) > 0.99
+
+
+def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victim):
+    own = victim("patch").stages
+    p, train = own.p, own.data.train
+    labels = label_flips.flipped(train.labels, 0.4, label_flips.pairs(10), seed=0)
+    model = own.fresh()
+    own.train(
+        model, type(train)(train.images, labels), epochs=p.clean_epochs, lr=p.clean_lr, schedule="onecycle",
+        augment=p.augment, weight_decay=p.weight_decay, seed=0, label="flipped",
+    )  # fmt: skip
+    flipped = metrics.clean_accuracy(model, own.data.evaluation.images, own.data.evaluation.labels)["rate"]
+    clean, _ = rates(victim("patch"), own.clean())
+    assert flipped < clean - 0.1 and abs(rates(victim("patch"))[0] - clean) < 0.03
+
+
+# --- repairs ---------------------------------------------------------------------------------------------
+
+
+def test_decoys_stand_first_in_the_defenders_order_and_change_nothing(victim):
+    made = victim("pruning-aware").stages.attacked()
+    decoys = made.artifact.result["decoys"]
+    first = pruning.order(made.model, victim("patch").data.modelling.images)[: len(decoys)].tolist()
+    assert sorted(first) == sorted(decoys)
+
+
+def test_the_pruning_aware_backdoor_survives_pruning_and_falls_to_fine_pruning(victim):
+    own = victim("pruning-aware")
+    _, pruned = rates(own, own.repaired("pruning"))
+    accuracy, asr = rates(own, own.repaired("Fine-Pruning"))
+    assert pruned > 0.3, "0.42 to 0.66, by the number of threads"
+    assert accuracy > 0.95 and asr < 0.3 and asr < pruned / 2
+
+
+def test_mesa_repairs_its_own_kind_and_fine_tuning_does_not(victim):
+    own = victim("patch")
+    assert rates(own, own.repaired("fine-tuning"))[1] > 0.4
+    accuracy, asr = rates(own, own.repaired("MESA"))
+    assert accuracy > 0.95 and asr < 0.05
+
+
+def test_neural_cleanse_repairs_what_it_flags(victim):
+    own = victim("patch")
+    accuracy, asr = rates(own, own.repaired("Neural Cleanse"))
+    assert accuracy > 0.95 and asr < 0.2
+
+
+# --- detectors -------------------------------------------------------------------------------------------
+
+
+def test_neural_cleanse_needs_far_fewer_pixels_for_a_fixed_corner(victim):
+    norms = victim("corner").verdict("Neural Cleanse").result["about"]["norms"]
+    assert min(norms) == norms[TARGET] < 0.3 * sorted(norms)[1]
+
+
+def test_neural_cleanse_flags_the_patch(victim):
+    found = victim("patch").verdict("Neural Cleanse").result
+    assert found["flagged"] == [TARGET] and found["index"][TARGET] > 2
+
+
+@pytest.mark.parametrize(("method", "attack"), [("DeepInspect", "corner"), ("DL-TND", "patch"), ("DF-TND", "patch")])
+def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
+    scores = victim(attack).verdict(method).result["scores"]
+    assert max(scores) == scores[TARGET]
+
+
+def test_mesas_screening_flags_the_patch_and_no_clean_model(victim):
+    assert victim("patch").verdict("MESA screening").result["flagged"] == [TARGET]
+    assert victim("none").verdict("MESA screening").result["flagged"] == []
+
+
+# --- filters and reformers -------------------------------------------------------------------------------
+
+
+def test_strip_separates_an_additive_trigger(victim):
+    own = victim("blended")
+    found = own.filtered("STRIP").result
+    assert found["auroc of those that fire"] >= 0.95
+
+
+def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim):
+    own = victim("patch").stages
+    model, d = own.clean().model, own.data
+    images, labels = d.evaluation.images[:60].float() / 255, d.evaluation.labels[:60]
+    right = inference.predict(model, images) == labels
+    found = adversarial.examples(model, images[right], labels[right], "cw").cpu()
+    fooled = inference.predict(model, found) != labels[right]
+    assert float(fooled.float().mean()) > 0.9
+    squeezing = FeatureSqueezing()
+    squeezing.fit(Given(squeezing.knows, model, d.modelling, 10))
+    known, clean, made = (squeezing.score(x) for x in (d.modelling.images[:300], images, found[fooled]))
+    assert bench.separation(known, clean, made, torch.ones(len(made), dtype=torch.bool))["auroc"] >= 0.95
+
+
+def test_a_reformer_is_judged_by_accuracy_and_success(victim):
+    own = victim("patch")
+    found = own.reformed("median 3x3").result
+    assert found["asr"]["images"] > 300 and 0 <= found["asr"]["rate"] < rates(own)[1]
+
+
+@pytest.mark.parametrize("ask", ["verdict", "repaired", "filtered", "reformed"])
+def test_an_unknown_method_is_refused_with_the_names(victim, ask):
+    with pytest.raises(ValueError, match="= 'magic': expected one of"):
+        getattr(victim("none"), ask)("magic")
+
+
+def test_adversarial_examples_keep_their_budget(victim):
+    own = victim("none").stages
+    images, labels = own.data.evaluation.images[:8].float() / 255, own.data.evaluation.labels[:8]
+    for method in ("fgsm", "pgd"):
+        found = adversarial.examples(own.clean().model, images, labels, method, epsilon=0.02)
+        assert float((found - images).abs().max()) <= 0.02 + 1e-6 and 0 <= found.min() and found.max() <= 1
+    with pytest.raises(ValueError, match="method = 'magic'"):
+        adversarial.examples(own.clean().model, images, labels, "magic")

@@ -1,0 +1,202 @@
+import numpy as np
+import pytest
+import torch
+
+from mesa_lib import classifiers
+from mesa_lib.data import Split
+from mesa_lib.defenses import base, catalogue
+from mesa_lib.defenses.base import Given, Knowledge
+from mesa_lib.defenses.deepinspect import deviation_factor
+from mesa_lib.defenses.df_tnd import onto_simplex
+from mesa_lib.defenses.squeezing import BitDepth, FeatureSqueezing, Median, NonLocalMeans
+from mesa_lib.defenses.strip import OVERLAYS, STRIP
+
+
+def victim():
+    return classifiers.build("smallcnn", 4, 4, (0.5,) * 3, (0.5,) * 3, 0).eval()
+
+
+def clean(n=40):
+    rng = torch.Generator().manual_seed(0)
+    return Split(torch.randint(0, 256, (n, 3, 16, 16), generator=rng, dtype=torch.uint8), torch.arange(n) % 4)
+
+
+def given(**knows):
+    return Given(Knowledge(**knows), victim(), clean(), 4, target=2, size=(3, 3), train=lambda *a: [])
+
+
+# --- what a defence may know -----------------------------------------------------------------------------
+
+
+def test_a_method_gets_what_it_declares():
+    handed = given(model="weights", images=None, target=True, size=True)
+    assert handed.target == 2 and handed.size == (3, 3) and len(handed.clean) == 40
+    assert isinstance(handed.model, torch.nn.Module) and handed.train(None, None) == []
+
+
+@pytest.mark.parametrize("name", ["model", "target", "size", "train", "trigger", "attack", "evaluation"])
+def test_what_was_not_declared_is_not_there(name):
+    with pytest.raises(base.NotGiven, match=f"{name}: not among what the method declares .outputs"):
+        getattr(given(model="outputs"), name)
+
+
+def test_no_images_are_handed_to_a_method_that_declares_none():
+    with pytest.raises(base.NotGiven, match="clean"):
+        _ = given(model="gradients", images=0).clean
+
+
+def test_the_number_of_images_is_kept_and_drawn_by_the_seed():
+    knows = Knowledge("outputs", images=10)
+    first, again, other = (Given(knows, victim(), clean(), 4, seed=s).clean for s in (0, 0, 1))
+    assert len(first) == 10 and torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
+
+
+def test_the_model_under_test_cannot_be_changed():
+    model = victim()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    handed = Given(Knowledge("weights"), model, clean(), 4)
+    with torch.no_grad():
+        for weight in handed.model.parameters():
+            weight.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_gradients_reach_the_input_and_no_weight():
+    handed = given(model="gradients")
+    x = torch.rand(2, 3, 16, 16, requires_grad=True)
+    handed.model(x).sum().backward()
+    assert x.grad is not None and all(w.grad is None for w in handed.model.parameters())
+
+
+@pytest.mark.parametrize("kind", [catalogue.DETECTORS, catalogue.REPAIRERS, catalogue.FILTERS])
+def test_every_method_declares_what_it_knows(kind):
+    for name, method in kind.items():
+        knows = method().knows
+        assert isinstance(knows, Knowledge) and knows.words(), name
+        assert kind is not catalogue.DETECTORS or not knows.target, f"{name} shall find the target"
+
+
+# --- outliers and thresholds -----------------------------------------------------------------------------
+
+
+def test_the_anomaly_index_of_known_values():
+    values = [1, 2, 3, 4, 100]  # median 3, deviations 2 1 0 1 97, their median 1
+    index = base.anomaly_index(values)
+    assert np.allclose(index, np.array([2, 1, 0, 1, 97]) / 1.4826)
+    assert base.anomaly_index(values, "low")[4] == 0 and base.anomaly_index(values, "high")[0] == 0
+
+
+def test_the_median_of_an_even_number_is_the_mean_of_the_middle_two():
+    assert base.anomaly_index([0, 2, 4, 100])[1] == pytest.approx(1 / (1.4826 * 2))
+
+
+def test_equal_values_are_no_outliers():
+    assert base.anomaly_index([5, 5, 5, 5]).tolist() == [0, 0, 0, 0]
+
+
+def test_the_double_mad_measures_the_left_side_by_itself():
+    values = [1, 8, 9, 10, 11, 50, 90]  # median 10; below it 9, 2, 1, 0: median 1.5
+    factor = deviation_factor(values)
+    assert factor[0] == pytest.approx(9 / (1.4826 * 1.5)) and factor[3:].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("rate", "limit"), [(0.05, 95), (0.01, 99), (0.5, 50)])
+def test_a_threshold_flags_at_most_the_rate_of_clean_images(rate, limit):
+    scores = torch.arange(1, 101).float()[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    assert base.threshold(scores, rate) == limit
+    assert int((scores > limit).sum()) == round(100 * rate)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1])
+def test_an_impossible_false_positive_rate_is_refused(rate):
+    with pytest.raises(ValueError, match="false_positive_rate"):
+        base.threshold(torch.rand(10), rate)
+
+
+def test_the_nearest_point_of_the_simplex():
+    assert torch.allclose(onto_simplex(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([0.2, 0.3, 0.5]))
+    assert torch.allclose(onto_simplex(torch.tensor([2.0, 0.0, -1.0])), torch.tensor([1.0, 0.0, 0.0]))
+    found = onto_simplex(torch.rand(50, generator=torch.Generator().manual_seed(0)))
+    assert float(found.sum()) == pytest.approx(1) and float(found.min()) >= 0
+
+
+# --- squeezers -------------------------------------------------------------------------------------------
+
+
+def test_bit_depth_rounds_to_its_levels():
+    x = torch.tensor([0.0, 0.2, 0.5, 0.6, 1.0]).reshape(1, 1, 1, 5).expand(1, 3, 1, 5)
+    assert BitDepth(1)(x)[0, 0, 0].tolist() == [0, 0, 0, 1, 1]
+    assert torch.allclose(BitDepth(2)(x)[0, 0, 0], torch.tensor([0, 1, 2, 2, 3]) / 3)
+    assert len(BitDepth(4)(torch.rand(2, 3, 16, 16)).unique()) <= 16
+
+
+def test_black_and_white_are_fixed_points_of_every_bit_depth():
+    x = torch.rand(2, 3, 8, 8).round()
+    assert all(torch.equal(BitDepth(bits)(x), x) for bits in range(1, 9))
+
+
+def test_a_median_takes_out_single_pixels_and_works_channel_by_channel():
+    x = torch.full((1, 3, 8, 8), 0.5)
+    x[0, 1, 4, 4] = 1
+    assert bool((Median(3)(x) == 0.5).all())
+
+
+def test_the_median_of_two_by_two_takes_the_upper_of_the_middle_two():
+    x = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).expand(1, 3, 2, 2)
+    assert float(Median(2)(x)[0, 0, 1, 1]) == pytest.approx(0.3)
+
+
+def test_non_local_means_leaves_flat_images_and_smooths_noise():
+    flat = torch.full((1, 3, 16, 16), 0.4)
+    assert torch.allclose(NonLocalMeans()(flat), flat, atol=1 / 255)
+    noisy = (flat + 0.02 * torch.randn(flat.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    assert NonLocalMeans(strength=6)(noisy).std() < noisy.std()
+
+
+def test_bytes_and_unit_images_are_squeezed_alike():
+    x = clean(2).images
+    for squeeze in (BitDepth(4), Median(2), NonLocalMeans()):
+        assert torch.allclose(squeeze(x), squeeze(x.float() / 255), atol=1e-6)
+
+
+def test_the_score_is_the_largest_distance_over_the_squeezers():
+    handed, x = given(model="outputs"), clean(6).images
+    each = [FeatureSqueezing((name,)).fit(handed).score(x) for name in ("4 bits", "median 2x2")]
+    both = FeatureSqueezing(("4 bits", "median 2x2")).fit(handed).score(x)
+    assert torch.equal(both, torch.stack(each).max(0).values) and 0 <= both.min() and both.max() <= 2
+
+
+def test_an_unknown_squeezer_is_refused():
+    with pytest.raises(ValueError, match="squeezers = .'blur',.: expected some of 4 bits"):
+        FeatureSqueezing(("blur",))
+
+
+# --- STRIP -----------------------------------------------------------------------------------------------
+
+
+class Fixed(torch.nn.Module):
+    """Answers class 1 with certainty where the first pixel is bright, and all classes alike elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        certain = torch.tensor([0.0, 1e4, 0.0, 0.0])
+        return torch.where(x[:, 0, 0, 0, None] > 0.9, certain, torch.zeros(4))
+
+
+def test_the_entropy_is_zero_where_a_trigger_dominates_and_full_elsewhere():
+    dark = Split(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 4)
+    handed = Given(Knowledge("outputs"), Fixed(), dark, 4)
+    images = torch.zeros(2, 3, 16, 16)
+    images[1, 0, 0, 0] = 1
+    assert STRIP("sum", overlays=5).fit(handed).score(images).tolist() == [-2, 0], "bits"
+
+
+def test_overlays_mix_as_their_names_say():
+    x, o = torch.tensor(0.8), torch.tensor(0.6)
+    mixed = {name: round(float(mix(x, o)), 3) for name, mix in OVERLAYS.items()}
+    assert mixed == {"sum": 1.4, "clipped sum": 1.0, "half": 0.7, "more input": 0.74}
+    with pytest.raises(ValueError, match="overlay = 'glue'"):
+        STRIP(overlay="glue")
