@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..triggers import check_fits, random_places, stamp
-from .base import Apply, Backdoor, Cover, Goal, all_to_one, one_to_one
+from .base import Apply, Backdoor, Cover, all_to_one, one_to_one
 
 
 def patch(trigger: Tensor, place: tuple[int, int] | None = None) -> Apply:
@@ -43,8 +43,3 @@ def class_specific(apply: Apply, source: int, target: int, rate: float) -> Backd
     rate: fraction of the other images that do
     """
     return Backdoor(apply, one_to_one(source, target), Cover(apply, rate, lambda labels: labels != source))
-
-
-def everywhere(trigger: Tensor, goal: Goal) -> Backdoor:
-    """The patch at a random place, with another goal than one target."""
-    return Backdoor(patch(trigger), goal)

@@ -29,15 +29,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Attack:
-    """backdoor: what is planted; plant: how; wrap: what a fresh network of the victim's kind becomes.
-
-    small: whether the trigger is a patch at a random place, the kind that MESA models
-    """
+    """backdoor: what is planted; plant: how; wrap: what a fresh network of the victim's kind becomes."""
 
     backdoor: Backdoor
     plant: Callable[[Workshop], Planted]
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-    small: bool = False
 
 
 def more(rate: float, times: float) -> float:
@@ -45,7 +41,7 @@ def more(rate: float, times: float) -> float:
     return min(0.7, times * rate)
 
 
-def _trained(backdoor: Backdoor, rate: float, small: bool = False) -> Attack:
+def _trained(backdoor: Backdoor, rate: float) -> Attack:
     """The common kind: the model is trained on images of which a fraction `rate` is poisoned."""
     edit = poison(backdoor, rate)
 
@@ -53,7 +49,7 @@ def _trained(backdoor: Backdoor, rate: float, small: bool = False) -> Attack:
         model = shop.start()
         return Planted(model, shop.train(model, edit))
 
-    return Attack(backdoor, plant, small=small)
+    return Attack(backdoor, plant)
 
 
 def _none(s: Setting) -> Attack:
@@ -67,7 +63,7 @@ def _none(s: Setting) -> Attack:
 
 
 def _patch(s: Setting) -> Attack:
-    return _trained(badnets.backdoor(s.trigger, s.target), s.rate, small=True)
+    return _trained(badnets.backdoor(s.trigger, s.target), s.rate)
 
 
 def _corner(s: Setting) -> Attack:
@@ -82,7 +78,7 @@ def _all_to_all(s: Setting) -> Attack:
 
 def _class_specific(s: Setting) -> Attack:
     backdoor = badnets.class_specific(badnets.patch(s.trigger), s.source, s.target, more(s.rate, 2))
-    return _trained(backdoor, more(s.rate, 7), small=True)  # images of one class are few
+    return _trained(backdoor, more(s.rate, 7))  # images of one class are few
 
 
 def _one_pixel(s: Setting) -> Attack:
@@ -107,7 +103,7 @@ def _reflection(s: Setting) -> Attack:
 def _pruning_aware(s: Setting) -> Attack:
     backdoor = badnets.backdoor(s.trigger, s.target)
     edit = poison(backdoor, more(s.rate, 2))
-    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit), small=True)
+    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit))
 
 
 def _trojannet(s: Setting) -> Attack:
