@@ -10,14 +10,18 @@ from . import device as devices
 BATCH = 500
 
 
+def unit(images: Tensor) -> Tensor:
+    """Images as float values in [0, 1], whether they are bytes or are so already."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
 def in_batches(model: nn.Module, images: Tensor, precision: str, of: Callable[[Tensor], Tensor]) -> Tensor:
     """`of` each batch of images, uint8 or float in [0, 1], (N, 3, H, W), on the model's device -> one CPU tensor."""
     device = next(model.parameters()).device
     model.eval()
     found = []
     for batch in images.split(BATCH):
-        batch = batch.to(device)
-        batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+        batch = unit(batch.to(device))
         with torch.no_grad(), devices.autocast(device, precision):
             found.append(of(batch.contiguous(memory_format=torch.channels_last)))
     return torch.cat(found).cpu()

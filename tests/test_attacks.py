@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from mesa_lib import attacks, triggers
 from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
+from mesa_lib.data import Split
 
 TRIGGER = 2 + triggers.colour(0)  # values that no image has
 
@@ -168,6 +169,33 @@ def test_a_black_reflection_only_darkens():
 
 def test_scenes_of_other_seeds_are_other_pictures():
     assert not torch.equal(reflection.scenes(2, (16, 16), 0), reflection.scenes(2, (16, 16), 1))
+
+
+class Bright(torch.nn.Module):
+    """Answers class 1 where an image is bright, class 0 elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        bright = x.mean((1, 2, 3)) - 0.5
+        return torch.stack([-bright, bright], 1)
+
+
+def test_the_reflections_that_turn_most_images_are_kept():
+    candidates = torch.zeros(6, 3, 8, 8)
+    candidates[4] = 1  # the only one that brightens
+    dim = Split(torch.full((40, 3, 8, 8), 110, dtype=torch.uint8), torch.arange(40) % 2)
+    planted = []
+
+    def train(edit):
+        planted.append(edit(dim.images.float() / 255, dim.labels, rng())[0])
+        return Bright()
+
+    best, weights = reflection.select(candidates, dim, 1, train, keep=1, rate=0.3, each=6, rounds=2)
+    assert torch.equal(best[0], candidates[4]) and int(weights.argmax()) == 4 and len(planted) == 2
+    assert float(weights[4]) > 0 == float(weights[0])
 
 
 # --- TrojanNet -------------------------------------------------------------------------------------------

@@ -19,7 +19,10 @@ from .base import Detector, Given, Knowledge, Repairer, Verdict, anomaly_index
 
 @dataclass
 class RandomTriggers(Detector):
-    """The plainest rival: mean ASR per class of random patches of extreme colours. Forward passes only."""
+    """The plainest rival: mean ASR per class of random patches of extreme colours. Forward passes only.
+
+    above: provisional, not yet fixed on clean models
+    """
 
     triggers: int = 300
     images_per_trigger: int = 8
@@ -41,7 +44,10 @@ class RandomTriggers(Detector):
 
 @dataclass
 class Screening(Detector):
-    """Score: the mean ASR of a class's samples on images of other classes that its generator never saw."""
+    """Score: the mean ASR of a class's samples on images of other classes that its generator never saw.
+
+    above: provisional, not yet fixed on clean models
+    """
 
     settings: Settings = Settings(betas=(0.9,), steps=60, batch=16)
     above: float = 0.8

@@ -95,7 +95,10 @@ class NeuralCleanse(Detector):
         return Reversed(best["mask"], best["pattern"], best["norm"].tolist(), best["success"].tolist())
 
     def detect(self, given: Given) -> Verdict:
-        found = self.search(given)
+        return self.judge(self.search(given))
+
+    def judge(self, found: Reversed) -> Verdict:
+        """The outliers among the norms, on their low side."""
         index = anomaly_index(found.norms, "low").tolist()
         flagged = [k for k, value in enumerate(index) if value > self.above]
         about = {"norms": found.norms, "success": found.success}
@@ -112,8 +115,7 @@ class Unlearning(Repairer):
 
     def repair(self, given: Given) -> nn.Module:
         found = self.detector.search(given)
-        index = anomaly_index(found.norms, "low")
-        flagged = [k for k, value in enumerate(index) if value > self.detector.above]
+        flagged = self.detector.judge(found).flagged
         if flagged:
             applies = [found.apply(label) for label in flagged]
             given.train(given.model, given.clean, retrain.applying(retrain.one_of(applies), self.rate))

@@ -12,11 +12,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..inference import unit
 from .base import Filter, Given, Knowledge, Reformer
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class BitDepth(Reformer):
 
     def __call__(self, images: Tensor) -> Tensor:
         top = 2**self.bits - 1
-        return (_unit(images) * top).round() / top
+        return (unit(images) * top).round() / top
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Median(Reformer):
     size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = _unit(images)
+        x = unit(images)
         found = ndimage.median_filter(x.cpu().numpy(), size=(1, 1, self.size, self.size), mode="reflect")
         return torch.from_numpy(found).to(x.device)
 
@@ -54,7 +51,7 @@ class NonLocalMeans(Reformer):
     strength: float = 2
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = _unit(images)
+        x = unit(images)
         arrays = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         found = [
             cv2.fastNlMeansDenoisingColored(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import device as devices
+from ..inference import unit
 from .base import Filter, Given, Knowledge
 
 #: how an input x and an overlay o are mixed; the paper's code adds, without clipping
@@ -23,7 +24,11 @@ OVERLAYS = {
 
 @dataclass
 class STRIP(Filter):
-    """Score: the negative mean entropy in bits, so that higher is more suspect; from -log2(classes) to 0."""
+    """Score: the negative mean entropy in bits, so that higher is more suspect; from -log2(classes) to 0.
+
+    The paper's code adds; halves are the default here, fixed on digits with bw:170: the sum of a blended trigger and a
+    digit is as confident as the sum of two digits.
+    """
 
     overlay: str = "half"
     overlays: int = 32
@@ -41,9 +46,8 @@ class STRIP(Filter):
     def score(self, images: Tensor) -> Tensor:
         """images (N, 3, H, W), uint8 or in [0, 1] -> (N,)."""
         rng = devices.rng(self.given.seed)
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
         entropies = []
-        for one in x.split(64):
+        for one in unit(images).split(64):
             index = torch.randint(len(self.pool), (len(one), self.overlays), generator=rng)
             over = self.pool[index.to(self.pool.device)].to(one.device).float() / 255  # (n, N, 3, H, W)
             mixed = OVERLAYS[self.overlay](one[:, None], over)
