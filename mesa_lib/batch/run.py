@@ -58,7 +58,7 @@ def outcomes_of(
             else:
                 yield task, outcome
         if not ended:
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def told(task: Task, future) -> Outcome:
