@@ -80,6 +80,12 @@ class Stages:
         setting = attacks.Setting(self.trigger, p.target, len(self.data.classes), size, p.poison_rate, p.seed)
         return attacks.build(p.attack, setting)
 
+    @property
+    def backdoor(self) -> attacks.Backdoor:
+        """The trigger and what the attacker wants; of an attack that chooses its trigger, what it chose."""
+        known = self.attack.backdoor
+        return known(self.attacked().artifact.result) if callable(known) else known
+
     def check(self) -> datasets.Dataset:
         """What can be refused before anything runs: data, target, trigger, and a checkpoint that does not fit."""
         if self.p.checkpoint:
@@ -175,13 +181,13 @@ class Stages:
         def start() -> nn.Module:
             return copy.deepcopy(self.clean().model) if p.start == "clean" else self.fresh()
 
-        def train(model: nn.Module, edit: training.Edit | None) -> list[dict]:
-            if p.start == "scratch":
+        def train(model: nn.Module, edit: training.Edit | None, epochs: int = 0) -> list[dict]:
+            if p.start == "scratch" and not epochs:
                 return self._from_scratch(
                     model, seed=p.seed + 1, augment=p.retrain_augment, edit=edit, label="attack from scratch"
                 )
             return self.train(
-                model, self.data.train, epochs=p.attack_epochs, lr=p.attack_lr, schedule=p.schedule,
+                model, self.data.train, epochs=epochs or p.attack_epochs, lr=p.attack_lr, schedule=p.schedule,
                 augment=p.retrain_augment, edit=edit, seed=p.seed + 1, label="attack",
             )  # fmt: skip
 
@@ -249,7 +255,7 @@ class Stages:
             if control == "MESA rounds":
                 return self._in_rounds()
             start = self.clean() if control == "clean, repaired" else self.attacked()
-            ideal = retrain.applying(self.attack.backdoor.apply, p.repair_rate) if control == "ideal" else None
+            ideal = retrain.applying(self.backdoor.apply, p.repair_rate) if control == "ideal" else None
             model, history = self.repair(start.model, self._source(control, repeat, beta), control, edit=ideal)
             return model.state_dict(), {"history": history}
 
@@ -323,9 +329,7 @@ class Stages:
         evaluation = self.data.evaluation
 
         def make():
-            row = metrics.report(
-                made.model, evaluation, self.attack.backdoor, self.p.target, precision=self.p.precision
-            )
+            row = metrics.report(made.model, evaluation, self.backdoor, self.p.target, precision=self.p.precision)
             return {}, row
 
         return store.train_or_load("measured", config, make, self.device).result

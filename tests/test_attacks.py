@@ -194,7 +194,7 @@ def test_the_reflections_that_turn_most_images_are_kept():
         return Bright()
 
     best, weights = reflection.select(candidates, dim, 1, train, keep=1, rate=0.3, each=6, rounds=2)
-    assert torch.equal(best[0], candidates[4]) and int(weights.argmax()) == 4 and len(planted) == 2
+    assert best.tolist() == [4] and int(weights.argmax()) == 4 and len(planted) == 2
     assert float(weights[4]) > 0 == float(weights[0])
 
 
@@ -237,6 +237,8 @@ def test_an_unknown_attack_is_refused_with_the_names():
 def test_every_attack_changes_images_within_range_and_wants_classes_that_there_are(name):
     setting = attacks.Setting(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
     backdoor = attacks.build(name, setting).backdoor
+    if callable(backdoor):  # the trigger is chosen when it is planted
+        backdoor = backdoor({"kept": [1, 3]})
     images = torch.rand(20, 3, 32, 32)
     before = images.clone()
     changed = backdoor.apply(images, rng())

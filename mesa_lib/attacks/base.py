@@ -99,12 +99,13 @@ class Workshop:
     """What an attacker has: the model to start from, the training images, and how models are trained.
 
     start() is a copy of the clean model, or a fresh one where the backdoor is planted from scratch; train(model, edit)
-    trains in place, with `edit` on every batch, and returns the history.
+    trains in place, with `edit` on every batch, and returns the history; train(model, edit, epochs) does so for so many
+    epochs only, to try something.
     """
 
     images: Split
     start: Callable[[], nn.Module]
-    train: Callable[[nn.Module, Edit | None], list[dict]]
+    train: Callable[..., list[dict]]
 
 
 @dataclass(frozen=True)

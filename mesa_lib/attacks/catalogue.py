@@ -29,9 +29,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Attack:
-    """backdoor: what is planted; plant: how; wrap: what a fresh network of the victim's kind becomes."""
+    """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes."""
 
-    backdoor: Backdoor
+    backdoor: Backdoor | Callable[[dict], Backdoor]
     plant: Callable[[Workshop], Planted]
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 
@@ -96,8 +96,23 @@ def _warp(s: Setting) -> Attack:
 
 
 def _reflection(s: Setting) -> Attack:
-    pool = reflection.scenes(5, s.image_size, s.seed)
-    return _trained(Backdoor(reflection.reflecting(pool), all_to_one(s.target)), s.rate)
+    candidates = reflection.scenes(16, s.image_size, s.seed)
+
+    def backdoor(about: dict) -> Backdoor:
+        return Backdoor(reflection.reflecting(candidates[about["kept"]]), all_to_one(s.target))
+
+    def plant(shop: Workshop) -> Planted:
+        def briefly(edit) -> nn.Module:
+            model = shop.start()
+            shop.train(model, edit, 2)
+            return model
+
+        judged = shop.images[:300]
+        kept, flips = reflection.select(candidates, judged, s.target, briefly, keep=5, rate=s.rate, seed=s.seed)
+        about, model = {"kept": kept.tolist(), "flips": flips.tolist()}, shop.start()
+        return Planted(model, shop.train(model, poison(backdoor(about), s.rate)), about)
+
+    return Attack(backdoor, plant)
 
 
 def _pruning_aware(s: Setting) -> Attack:

@@ -108,7 +108,7 @@ def select(
     each: int = 8,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The paper's Algorithm 1: which reflections work best -> (`keep` of candidates (n, 3, H, W), scores (n,)).
+    """The paper's Algorithm 1: which of the candidates (n, 3, H, W) work best -> `keep` indices, and all weights (n,).
 
     In every round `each` candidates are drawn by their weights and planted together; train(edit) -> a model trained
     briefly so. A candidate's weight becomes the number of `images` of other classes that it turns to `target`; those
@@ -128,4 +128,4 @@ def select(
         for i, score in scores.items():
             weights[i] = score
     best = weights.argsort(descending=True)[:keep]
-    return candidates[best], weights
+    return best, weights
