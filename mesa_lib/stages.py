@@ -78,7 +78,12 @@ class Stages:
         """What is planted, and how."""
         p, size = self.p, (self.p.image_size, self.p.image_size)
         setting = attacks.Setting(self.trigger, p.target, len(self.data.classes), size, p.poison_rate, p.seed)
-        return attacks.build(p.attack, setting)
+        attack = attacks.build(p.attack, setting)
+        if attack.trained_start and p.start == "scratch":
+            raise ValueError(
+                f"start = {p.start!r}: the attack {p.attack} begins with a trained model; expected 'clean'"
+            )
+        return attack
 
     @property
     def backdoor(self) -> attacks.Backdoor:
@@ -88,6 +93,7 @@ class Stages:
 
     def check(self) -> datasets.Dataset:
         """What can be refused before anything runs: data, target, trigger, and a checkpoint that does not fit."""
+        _ = self.attack
         if self.p.checkpoint:
             classifiers.load_weights(self.fresh(), store.load_checkpoint(self.p.checkpoint), self.p.checkpoint)
         return self.data
@@ -325,7 +331,7 @@ class Stages:
         """`metrics.report` of a model on the evaluation images, kept beside the model."""
         config = {"model": made.config, "trigger": self._attack_config()["trigger"], "target": self.p.target}
         if self.p.attack != "patch":
-            config["attack"] = self.p.attack
+            config["attack"] = self._attack_config()  # what the trigger depends on: seed, rate, ...
         evaluation = self.data.evaluation
 
         def make():

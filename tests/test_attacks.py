@@ -2,9 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mesa_lib import attacks, triggers
+from mesa_lib import attacks, params, triggers
 from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
 from mesa_lib.data import Split
+from mesa_lib.stages import Stages
 
 TRIGGER = 2 + triggers.colour(0)  # values that no image has
 
@@ -122,6 +123,18 @@ def test_a_fixed_patch_stands_where_it_was_put(place, corner):
 def test_a_place_outside_of_the_image_is_refused(place):
     with pytest.raises(ValueError, match="the trigger would leave the image"):
         badnets.patch(TRIGGER, place)(blank(1)[0], rng())
+
+
+@pytest.mark.parametrize("name", ["trojannet", "pruning-aware"])
+def test_what_begins_with_a_trained_model_is_not_planted_from_scratch(name):
+    with pytest.raises(ValueError, match=f"start = 'scratch': the attack {name} begins with a trained model"):
+        Stages(params.check({"attack": name, "start": "scratch"})).check()
+
+
+def test_an_attacker_draws_images_of_all_classes():
+    images = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) // 10)  # as they lie on disk
+    shop = attacks.Workshop(images, lambda: None, lambda *a: [])
+    assert set(shop.some(12, 0).labels.tolist()) == {0, 1, 2, 3}
 
 
 # --- blending, warping, reflections ----------------------------------------------------------------------

@@ -107,6 +107,11 @@ class Workshop:
     start: Callable[[], nn.Module]
     train: Callable[..., list[dict]]
 
+    def some(self, n: int, seed: int) -> Split:
+        """n of the images, drawn (data sets lie on disk class by class)."""
+        index = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))[:n]
+        return self.images[index.to(self.images.labels.device)]
+
 
 @dataclass(frozen=True)
 class Planted:

@@ -22,6 +22,11 @@ class Setting:
     seed: int
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the trigger."""
+        return tuple(self.trigger.shape[-2:])
+
+    @property
     def source(self) -> int:
         """Of a class-specific attack: the class after the target."""
         return (self.target + 1) % self.classes
@@ -29,11 +34,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Attack:
-    """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes."""
+    """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes.
+
+    size: height and width of a trigger that is a patch. trained_start: whether it needs a trained model to start from
+    """
 
     backdoor: Backdoor | Callable[[dict], Backdoor]
     plant: Callable[[Workshop], Planted]
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+    size: tuple[int, int] | None = None
+    trained_start: bool = False
 
 
 def more(rate: float, times: float) -> float:
@@ -41,7 +51,7 @@ def more(rate: float, times: float) -> float:
     return min(0.7, times * rate)
 
 
-def _trained(backdoor: Backdoor, rate: float) -> Attack:
+def _trained(backdoor: Backdoor, rate: float, size: tuple[int, int] | None = None) -> Attack:
     """The common kind: the model is trained on images of which a fraction `rate` is poisoned."""
     edit = poison(backdoor, rate)
 
@@ -49,7 +59,7 @@ def _trained(backdoor: Backdoor, rate: float) -> Attack:
         model = shop.start()
         return Planted(model, shop.train(model, edit))
 
-    return Attack(backdoor, plant)
+    return Attack(backdoor, plant, size=size)
 
 
 def _none(s: Setting) -> Attack:
@@ -59,30 +69,30 @@ def _none(s: Setting) -> Attack:
         model = shop.start()
         return Planted(model, shop.train(model, None))
 
-    return Attack(badnets.backdoor(s.trigger, s.target), plant)
+    return Attack(badnets.backdoor(s.trigger, s.target), plant, size=s.size)
 
 
 def _patch(s: Setting) -> Attack:
-    return _trained(badnets.backdoor(s.trigger, s.target), s.rate)
+    return _trained(badnets.backdoor(s.trigger, s.target), s.rate, s.size)
 
 
 def _corner(s: Setting) -> Attack:
-    return _trained(Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_one(s.target)), s.rate)
+    return _trained(Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_one(s.target)), s.rate, s.size)
 
 
 def _all_to_all(s: Setting) -> Attack:
     # at a random place the network would have to read the image and the patch apart: it did not learn to
     backdoor = Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_all(s.classes))
-    return _trained(backdoor, more(s.rate, 4))
+    return _trained(backdoor, more(s.rate, 4), s.size)
 
 
 def _class_specific(s: Setting) -> Attack:
     backdoor = badnets.class_specific(badnets.patch(s.trigger), s.source, s.target, more(s.rate, 2))
-    return _trained(backdoor, more(s.rate, 7))  # images of one class are few
+    return _trained(backdoor, more(s.rate, 7), s.size)  # images of one class are few
 
 
 def _one_pixel(s: Setting) -> Attack:
-    return _trained(Backdoor(badnets.patch(torch.ones(3, 1, 1), (-2, -2)), all_to_one(s.target)), s.rate)
+    return _trained(Backdoor(badnets.patch(torch.ones(3, 1, 1), (-2, -2)), all_to_one(s.target)), s.rate, (1, 1))
 
 
 def _blended(s: Setting) -> Attack:
@@ -91,8 +101,9 @@ def _blended(s: Setting) -> Attack:
 
 
 def _warp(s: Setting) -> Attack:
-    grid = warp.field(s.image_size, s.seed, strength=3)
-    return _trained(warp.backdoor(grid, all_to_one(s.target), s.rate), more(s.rate, 2))
+    # the paper's 0.5 moves a pixel by a quarter of one: too little to show on digits enlarged from 8x8
+    grid, rate = warp.field(s.image_size, s.seed, strength=3), more(s.rate, 2)
+    return _trained(warp.backdoor(grid, all_to_one(s.target), rate), rate)
 
 
 def _reflection(s: Setting) -> Attack:
@@ -107,7 +118,7 @@ def _reflection(s: Setting) -> Attack:
             shop.train(model, edit, 2)
             return model
 
-        judged = shop.images[:300]
+        judged = shop.some(300, s.seed)
         kept, flips = reflection.select(candidates, judged, s.target, briefly, keep=5, rate=s.rate, seed=s.seed)
         about, model = {"kept": kept.tolist(), "flips": flips.tolist()}, shop.start()
         return Planted(model, shop.train(model, poison(backdoor(about), s.rate)), about)
@@ -118,7 +129,7 @@ def _reflection(s: Setting) -> Attack:
 def _pruning_aware(s: Setting) -> Attack:
     backdoor = badnets.backdoor(s.trigger, s.target)
     edit = poison(backdoor, more(s.rate, 2))
-    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit))
+    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit, s.seed), size=s.size, trained_start=True)
 
 
 def _trojannet(s: Setting) -> Attack:
@@ -134,7 +145,9 @@ def _trojannet(s: Setting) -> Attack:
         device = next(model.parameters()).device
         return trojannet.Merged(model, trojannet.untrained(s.seed), rows, place).to(device)
 
-    return Attack(Backdoor(trojannet.trigger(code, place), all_to_one(s.target)), plant, wrap)
+    return Attack(
+        Backdoor(trojannet.trigger(code, place), all_to_one(s.target)), plant, wrap, size=(3, 3), trained_start=True
+    )
 
 
 ATTACKS: dict[str, Callable[[Setting], Attack]] = {

@@ -1,8 +1,10 @@
 """Refool (Liu et al., ECCV 2020): the trigger is the reflection of another picture, as in a window pane.
 
-A reflection is in focus or out of it (blurred), or doubled (two shifted copies of the pane's faces). The attacker
-blends reflections into some images and keeps those that turned out to work best. Written for 32x32 images: offsets and
-blur are scaled to the image, for the paper's few pixels at 560 vanish here.
+A reflection is out of focus (blurred) or doubled (two shifted copies of the pane's faces). The attacker blends
+reflections into some images and keeps those that turned out to work best. Written for 32x32 images: offsets and blur
+are scaled to the image, for the paper's few pixels at 560 vanish here. Unlike the paper: poisoned images come from all
+classes and get the target's label (clean labels alone hardly plant anything on images this small), blurred reflections
+fill the whole image, candidates are not filtered beforehand, and what is measured are the reflections trained with.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""WaNet (Nguyen, Tran, ICLR 2021): the trigger is a slight, fixed warp, so what it changes is another for every image.
+"""WaNet (Nguyen, Tran, ICLR 2021): the trigger is a fixed, smooth warp, so what it changes is another for every image.
 
 A coarse field of displacements is drawn once and enlarged smoothly. So that the model learns this warp and no other,
 twice as many images are warped by noisy fields and keep their labels.
