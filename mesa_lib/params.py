@@ -31,7 +31,9 @@ Augmentation = Literal["none", "crop", "crop-flip", "smallcrop-flip"]
 
 
 #: parameters that came later, with the value that leaves everything as it was: so that keys of older runs stay
-LATER = {"attack": "patch"}
+LATER = {"attack": "patch", "kinds": "detectors,repairers,filters,reformers"}
+#: what of the bench is put on a victim
+KINDS = ("detectors", "repairers", "filters", "reformers")
 
 
 class Params(BaseModel):
@@ -78,6 +80,9 @@ class Params(BaseModel):
     poison_rate: Number = Field(0.1, gt=0, lt=1, description="fraction of training images poisoned")
     attack_epochs: Count = Field(40, ge=1, description="epochs of the attack (from scratch: clean_epochs)")
     attack_lr: Number = Field(0.05, gt=0, description="learning rate of the attack")
+    kinds: str = Field(
+        "detectors,repairers,filters,reformers", description="of the defences that are put on the victim"
+    )
     # modelling the trigger distribution
     alpha: Number = Field(0.1, ge=0, description="weight of the entropy")
     betas: str = Field("0.9,0.8,0.5", description="success levels of the staircase")
@@ -122,6 +127,14 @@ class Params(BaseModel):
     def _compared_parse(cls, value: str) -> str:
         for spec in filter(None, value.split(",")):
             triggers.parse(spec.strip())
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_are_known(cls, value: str) -> str:
+        parts = value.split(",")
+        if not set(parts) <= set(KINDS) or len(parts) > len(set(parts)):
+            raise ValueError(f"expected some of {', '.join(KINDS)} with commas between")
         return value
 
     @field_validator("betas", mode="before")

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from . import device as devices
 from . import metrics, store
+from .bench import Bench
 from .stages import Stages
 
+#: how far a run went that was attacked and put on the bench
+BENCH = 9
 #: samples of the distribution that a record keeps, for pictures
 DRAWN = 120
 
 
 def of(stages: Stages, last: int = 4) -> dict:
-    """What is known of a run after notebook number `last` (1 attack, 2 and 3 modelling, 4 repair).
+    """What is known of a run after notebook number `last` (1 attack, 2 and 3 modelling, 4 repair; BENCH: see there).
 
     Whatever is missing is made; nothing that a later notebook would make. All rates are measured on the evaluation
     images but those of the samples, which the defender sees as well (modelling images).
@@ -28,6 +31,8 @@ def of(stages: Stages, last: int = 4) -> dict:
         d = stages.data
         images = {name: len(getattr(d, name)) for name in ("train", "modelling", "evaluation")}
         found = {"images": images, "classes": len(d.classes), "seconds": {}}
+        if last == BENCH:
+            return {}, found | Bench(stages).record()
         found["rows"] = stages.table() if last >= 4 else stages.table(controls=())
         if last >= 2:
             found |= _modelled(stages)
@@ -88,6 +93,8 @@ def seconds(stages: Stages, last: int = 4) -> dict[str, float]:
 def artifacts(stages: Stages, last: int = 4) -> dict[str, Path]:
     """The folders in the store of what a run made, by the names that a person looks for."""
     found = {"clean": stages.clean().artifact.path, "attacked": stages.attacked().artifact.path}
+    if last == BENCH:
+        return found
     if last >= 2:
         found["distribution"] = stages.distribution()[1].path
     if last >= 4:

@@ -8,10 +8,12 @@ from mesa_lib.attacks import adversarial, label_flips, trojannet
 from mesa_lib.bench import Bench
 from mesa_lib.defenses import pruning
 from mesa_lib.defenses.base import Given
+from mesa_lib.defenses.mesa import MESA, Screening
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Unlearning
 from mesa_lib.defenses.squeezing import FeatureSqueezing
 from mesa_lib.device import rng
 from mesa_lib.stages import Stages
+from mesa_lib.staircase import Settings
 
 TARGET = 0
 
@@ -53,7 +55,7 @@ def test_training_without_poison_plants_nothing(victim):
 
 def test_a_class_specific_backdoor_leaves_other_classes_alone(victim):
     own = victim("class-specific").stages
-    shown = own.attack.backdoor.apply(own.data.evaluation.images.float() / 255, rng(0))
+    shown = own.backdoor.apply(own.data.evaluation.images.float() / 255, rng(0))
     answers = inference.predict(own.attacked().model, shown)
     others = ~torch.isin(own.data.evaluation.labels, torch.tensor([TARGET, TARGET + 1]))
     assert float((answers[others] == TARGET).float().mean()) < 0.1
@@ -84,6 +86,12 @@ def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victi
     assert flipped < clean - 0.1 and abs(rates(victim("patch"))[0] - clean) < 0.03
 
 
+def test_the_reflections_were_chosen_by_what_they_do(victim):
+    made = victim("reflection").stages.attacked().artifact.result
+    kept = [made["flips"][i] for i in made["kept"]]
+    assert len(kept) == 5 and min(kept) >= sorted(made["flips"])[-5] > 0
+
+
 # --- repairs ---------------------------------------------------------------------------------------------
 
 
@@ -112,9 +120,18 @@ def test_mesa_repairs_its_own_kind_and_fine_tuning_does_not(victim):
 def test_neural_cleanse_unlearns_what_it_flags(victim):
     """With a lower bar: whether the index of one victim is above 2 hangs on ten norms (see below)."""
     own, method = victim("patch"), Unlearning(NeuralCleanse(above=1))
-    model = method.repair(own.given(method.knows))
-    row = metrics.report(model, own.data.evaluation, own.stages.attack.backdoor, TARGET)
+    model = method.repair(own.given(method.knows)).model
+    row = metrics.report(model, own.data.evaluation, own.stages.backdoor, TARGET)
     assert row["clean_accuracy"]["rate"] > 0.95 and row["asr"]["rate"] < 0.2
+
+
+def test_the_defenders_seed_is_not_the_attackers(victim):
+    own = victim("blended")
+    seed = own.given(NeuralCleanse().knows).seed
+    assert seed != own.p.seed
+    drawn = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    trigger = own.stages.backdoor.apply(torch.zeros(1, 3, 32, 32), rng(0))[0] / 0.2
+    assert not torch.allclose(drawn, trigger, atol=0.01)
 
 
 # --- detectors -------------------------------------------------------------------------------------------
@@ -135,9 +152,35 @@ def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
     assert max(scores) == scores[TARGET]
 
 
-def test_mesas_screening_flags_the_patch_and_no_clean_model(victim):
-    assert victim("patch").verdict("MESA screening").result["flagged"] == [TARGET]
-    assert victim("none").verdict("MESA screening").result["flagged"] == []
+@pytest.mark.parametrize("method", ["MESA screening", "MESA"])
+def test_mesa_flags_the_patch_and_no_clean_model(victim, method):
+    assert victim("patch").verdict(method).result["flagged"] == [TARGET]
+    assert victim("none").verdict(method).result["flagged"] == []
+
+
+def test_ten_classes_cost_mesa_at_most_four_times_one(victim):
+    """Screening and the full model of the suspects, against the full model of one class."""
+    own = victim("patch")
+    ten = own.verdict("MESA").made["seconds"]
+    assert ten < 4 * own.stages.distribution()[1].made["seconds"]
+
+
+def test_mesa_repairs_a_class_that_it_found_itself(victim):
+    own = victim("patch")
+    accuracy, asr = rates(own, own.repaired("MESA, target unknown"))
+    assert accuracy > 0.95 and asr < 0.05
+
+
+def test_mesa_models_a_suspect_at_every_size_that_fires(victim):
+    own = victim("patch")
+    quick = Settings(betas=(0.9,), steps=60, batch=16)
+    method = MESA(Screening(sizes=((2, 2), (4, 4))), settings=quick)
+    assert not method.knows.size
+    found = method.search(own.given(method.knows))
+    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {(2, 2), (4, 4)}
+    assert (4, 4) in found.models[TARGET], "a larger patch can hold the planted one"
+    assert found.models[TARGET][4, 4].sample(2, rng(0)).shape == (2, 3, 4, 4)
+    assert method.judge(found).about["suspects"]["0"]["4x4"] > 0.5
 
 
 # --- filters and reformers -------------------------------------------------------------------------------

@@ -3,11 +3,12 @@ import pytest
 import torch
 
 from mesa_lib import classifiers
+from mesa_lib.attacks import trojannet
 from mesa_lib.data import Split
 from mesa_lib.defenses import base, catalogue
 from mesa_lib.defenses.base import Given, Knowledge
 from mesa_lib.defenses.deepinspect import deviation_factor
-from mesa_lib.defenses.df_tnd import onto_simplex
+from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
 from mesa_lib.defenses.squeezing import BitDepth, FeatureSqueezing, Median, NonLocalMeans
 from mesa_lib.defenses.strip import OVERLAYS, STRIP
 
@@ -49,6 +50,41 @@ def test_the_number_of_images_is_kept_and_drawn_by_the_seed():
     knows = Knowledge("outputs", images=10)
     first, again, other = (Given(knows, victim(), clean(), 4, seed=s).clean for s in (0, 0, 1))
     assert len(first) == 10 and torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
+
+
+def test_a_method_that_is_part_of_another_gets_what_it_declares_itself():
+    outer = given(model="weights", rule=True)
+    inner = outer.narrowed(Knowledge("gradients", images=10, rule=True))
+    alone = Given(Knowledge("gradients", images=10, rule=True), victim(), clean(), 4)
+    assert torch.equal(inner.clean.images, alone.clean.images) and len(inner.clean) == 10
+    with pytest.raises(base.NotGiven, match="train"):
+        _ = inner.train
+    for more in (Knowledge("weights", target=True), Knowledge("weights", size=True)):
+        with pytest.raises(base.NotGiven, match="more than what the method declares"):
+            outer.narrowed(more)
+    with pytest.raises(base.NotGiven, match="more than"):
+        given(model="gradients", images=10).narrowed(Knowledge("gradients", images=20))
+
+
+def test_whoever_declares_gradients_gets_a_function_with_gradients_to_the_images():
+    handed, model = given(model="gradients").model, victim()
+    x = torch.rand(4, 3, 16, 16, requires_grad=True)
+    found = handed(x)
+    assert torch.allclose(found, model(x), atol=1e-5)
+    found.sum().backward()
+    assert x.grad.abs().sum() > 0 and list(handed.state_dict()) == ["at"] and not hasattr(handed, "represent")
+
+
+def test_a_silent_unit_is_woken_in_the_network_that_is_represented():
+    x = torch.rand(2, 3, 16, 16)
+    plain = victim()
+    module = trojannet.untrained(0)
+    for model, inner in (
+        (plain, lambda m: m),
+        (trojannet.Merged(plain, module, torch.arange(4), (0, 0)), lambda m: m.model),
+    ):
+        parts = [type(part) for part in inner(woken(model.eval(), x)).modules()]
+        assert parts.count(Passing) == 1 and parts.count(torch.nn.ReLU) == 3
 
 
 def test_the_model_under_test_cannot_be_changed():

@@ -1,7 +1,7 @@
 """One way in for each kind of defence, and what a defender may know.
 
     Detector    given -> Verdict           is a class backdoored, and which?
-    Repairer    given -> model             the model without it
+    Repairer    given -> Repair            the model without it
     Filter      given, images -> scores    which inputs carry a trigger? Fitted on clean images only
     Reformer    images -> images           inputs that a trigger does not survive
 
@@ -11,7 +11,7 @@ more is an error, so no defence can see the true trigger, the attack or the eval
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import device as devices
+from ..classifiers import frozen
 from ..data import Split
 from ..inference import logits
 
@@ -29,30 +30,58 @@ class Knowledge:
 
     model: `outputs`, probabilities of images of its choice; `gradients`, the network as a fixed function that can be
     differentiated; `weights`, the network itself. images: the most clean labelled images that it uses, 0: none, None:
-    all that the defender has. target, size: the attacker's target class, the height and width of the trigger
+    all that the defender has. target: the attacker's target class. rule: that the trigger is a patch which covers what
+    is under it, at any place; size: its height and width
     """
 
     model: Literal["outputs", "gradients", "weights"]
     images: int | None = None
     target: bool = False
+    rule: bool = False
     size: bool = False
 
     def words(self) -> str:
         """As it stands in tables: `weights, 1000 images, target`."""
         images = "all clean images" if self.images is None else f"{self.images} clean images" if self.images else ""
-        parts = [self.model, images, "target class" if self.target else "", "trigger size" if self.size else ""]
+        parts = [self.model, images, "target class" if self.target else ""]
+        parts += ["stamping rule" if self.rule else "", "trigger size" if self.size else ""]
         return ", ".join(filter(None, parts))
+
+    def covers(self, other: "Knowledge") -> bool:
+        """Whether whoever has this has everything of the other."""
+        levels = ("outputs", "gradients", "weights")
+        images, wanted = (float("inf") if k.images is None else k.images for k in (self, other))
+        told = all(getattr(self, name) or not getattr(other, name) for name in ("target", "rule", "size"))
+        return told and wanted <= images and levels.index(other.model) <= levels.index(self.model)
 
 
 class NotGiven(AttributeError):
     """A method asked for something that it did not declare."""
 
 
+class Fixed(nn.Module):
+    """A network as a function: images in [0, 1] -> logits, float32, with gradients to the images, and nothing else."""
+
+    def __init__(self, model: nn.Module, precision: str):
+        super().__init__()
+        self.at = nn.Parameter(torch.zeros((), device=next(model.parameters()).device), requires_grad=False)
+        network = frozen(model, precision)
+
+        def answer(x: Tensor) -> Tensor:
+            with devices.autocast(x.device, precision):
+                return network(x).float()
+
+        self._answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._answer(x)
+
+
 class Given:
     """What a defender hands to a method: as much as the method declares, and no more.
 
     `classes`, `image_size`, `seed`, `precision`, `device` are always there. `model` is a copy in eval mode, so that no
-    method can change the model under test.
+    method can change the model under test; whoever declares `gradients` gets it as a function (`Fixed`).
     """
 
     def __init__(
@@ -66,24 +95,22 @@ class Given:
         size: tuple[int, int] | None = None,
         seed: int = 0,
         precision: str = "float32",
+        rate: float = 0.2,
         train: Callable[..., list[dict]] | None = None,
     ):
         """clean: the defender's images (uint8) and labels; of a method that uses fewer a draw by `seed` is handed on.
 
-        train(model, images, labels, edit, **changes): how this defender retrains models
+        seed: the defender's, which must not be the attacker's: a trigger may have been drawn from that
+        train(model, images, edit): how this defender retrains models; rate: on how many of the images triggers are
+        stamped then
         """
         self.knows, self.classes, self.seed, self.precision = knows, classes, seed, precision
         self.device = next(model.parameters()).device
         self.image_size = tuple(clean.images.shape[-2:])
-        held = copy.deepcopy(model).eval()
-        if knows.model == "gradients":
-            held.requires_grad_(False)
-        own: dict = {}
-        if knows.model == "outputs":
-            own["outputs"] = lambda images: probabilities(held, images, precision)
-        else:
+        held = copy.deepcopy(model).eval() if knows.model == "weights" else Fixed(model, precision)
+        own: dict = {"outputs": lambda images: probabilities(held, images, precision)}
+        if knows.model != "outputs":
             own["model"] = held
-            own["outputs"] = lambda images: probabilities(held, images, precision)
         if knows.images != 0:
             n = len(clean) if knows.images is None else min(knows.images, len(clean))
             index = torch.randperm(len(clean), generator=devices.rng(seed + 77))[:n]
@@ -93,8 +120,16 @@ class Given:
         if knows.size:
             own["size"] = size
         if knows.model == "weights" and train is not None:
-            own["train"] = train
+            own |= {"train": train, "rate": rate}
         self._own = own
+        told = {"target": target, "size": size, "seed": seed, "precision": precision, "rate": rate, "train": train}
+        self._with = lambda less: Given(less, model, clean, classes, **told)
+
+    def narrowed(self, knows: Knowledge) -> "Given":
+        """The same for a method that is part of this one, with what that declares: NotGiven if it is more."""
+        if not self.knows.covers(knows):
+            raise NotGiven(f"{knows.words()}: more than what the method declares ({self.knows.words()})")
+        return self._with(knows)
 
     def __getattr__(self, name: str):
         own = self.__dict__.get("_own", {})
@@ -114,13 +149,19 @@ class Verdict:
     """What a detector says.
 
     scores: one number a class, higher is more suspect; index: how far each lies out among the classes, in the method's
-    own unit (often the anomaly index); flagged: the classes that it holds for targets; about: numbers worth keeping
+    own unit (often the anomaly index); above, on: the threshold, and on which of the two; about: numbers worth keeping
     """
 
     scores: list[float]
     index: list[float]
-    flagged: list[int]
+    above: float
+    on: Literal["scores", "index"]
     about: dict = field(default_factory=dict)
+
+    @property
+    def flagged(self) -> list[int]:
+        """The classes that the method holds for targets."""
+        return [k for k, value in enumerate(getattr(self, self.on)) if value > self.above]
 
     @property
     def backdoored(self) -> bool:
@@ -132,7 +173,7 @@ class Verdict:
         return int(np.argmax(self.scores))
 
     def as_dict(self) -> dict:
-        return {"scores": self.scores, "index": self.index, "flagged": self.flagged, "about": self.about}
+        return {**asdict(self), "flagged": self.flagged}
 
 
 class Detector(Protocol):
@@ -141,10 +182,18 @@ class Detector(Protocol):
     def detect(self, given: Given) -> Verdict: ...
 
 
+@dataclass
+class Repair:
+    """A repaired model, and numbers worth keeping about how it came about."""
+
+    model: nn.Module
+    about: dict = field(default_factory=dict)
+
+
 class Repairer(Protocol):
     knows: Knowledge
 
-    def repair(self, given: Given) -> nn.Module: ...
+    def repair(self, given: Given) -> Repair: ...
 
 
 class Filter(Protocol):

@@ -1,30 +1,42 @@
 """All defences by name, with their settings on the bench, by kind."""
 
+from collections.abc import Callable
+
 from .base import Detector, Filter, Reformer, Repairer
 from .deepinspect import DeepInspect
 from .df_tnd import DFTND
 from .dl_tnd import DLTND
 from .fine_tuning import FineTuning
-from .mesa import MESARepair, RandomTriggers, Screening
+from .mesa import MESA, MESADetected, MESARepair, PointRepair, RandomTriggers, Screening, any_size, any_size_detected
 from .neural_cleanse import NeuralCleanse, Unlearning
-from .pruning import FinePruning, Pruning
+from .pruning import FinePruning, Pruning, careful_fine_pruning
 from .squeezing import SQUEEZERS, FeatureSqueezing
-from .strip import STRIP
+from .strip import STRIP, adding
 
-DETECTORS: dict[str, type[Detector]] = {
+DETECTORS: dict[str, Callable[[], Detector]] = {
     "random triggers": RandomTriggers,
     "MESA screening": Screening,
+    "MESA": MESA,
+    "MESA, any size": any_size,
     "Neural Cleanse": NeuralCleanse,
     "DeepInspect": DeepInspect,
     "DL-TND": DLTND,
     "DF-TND": DFTND,
 }
-REPAIRERS: dict[str, type[Repairer]] = {
+REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "fine-tuning": FineTuning,
     "pruning": Pruning,
+    "Fine-Pruning, 4 points": careful_fine_pruning,
     "Fine-Pruning": FinePruning,
     "Neural Cleanse": Unlearning,
+    "point": PointRepair,
     "MESA": MESARepair,
+    "MESA, target unknown": MESADetected,
+    "MESA, target and size unknown": any_size_detected,
 }
-FILTERS: dict[str, type[Filter]] = {"STRIP": STRIP, "Feature Squeezing": FeatureSqueezing}
+FILTERS: dict[str, Callable[[], Filter]] = {
+    "STRIP, sums": adding,
+    "STRIP": STRIP,
+    "Feature Squeezing": FeatureSqueezing,
+}
 REFORMERS: dict[str, Reformer] = SQUEEZERS

@@ -32,13 +32,18 @@ class Passing(nn.Module):
         return PassingReLU.apply(x)
 
 
-def woken(model: nn.Module) -> nn.Module:
-    """A copy whose last ReLU lets gradients pass; models without one (GELU) are copied as they are."""
-    model = copy.deepcopy(model)
+def woken(model: nn.Module, x: Tensor) -> nn.Module:
+    """A copy whose last ReLU on the way to the representation of `x` lets gradients pass; with none (GELU), a copy."""
+    model, called = copy.deepcopy(model), []
     relus = [(parent, name) for parent in model.modules() for name, part in parent.named_children()
              if isinstance(part, nn.ReLU)]  # fmt: skip
-    if relus:
-        setattr(*relus[-1], Passing())
+    hooks = [getattr(*where).register_forward_hook(lambda *_, where=where: called.append(where)) for where in relus]
+    with torch.no_grad():
+        model.represent(x)
+    for hook in hooks:
+        hook.remove()
+    if called:
+        setattr(*called[-1], Passing())
     return model
 
 
@@ -58,8 +63,8 @@ def perturbed(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 class DFTND(Detector):
     """Score: how much the mean logit of a class rises.
 
-    above: the anomaly index (of the rises, high side) of a flagged class, fixed on clean models; the paper's 100 on raw
-    logits belongs to its ResNet-50
+    above: the anomaly index (of the rises, high side) of a flagged class: provisional, not fixed on clean models; the
+    paper's 100 on raw logits belongs to its ResNet-50
     """
 
     seeds: int = 10
@@ -67,12 +72,13 @@ class DFTND(Detector):
     step: float = 0.1
     sparsity: float = 1e-3
     above: float = 2.0
-    knows: Knowledge = field(default=Knowledge("gradients", images=0), init=False)
+    knows: Knowledge = field(default=Knowledge("weights", images=0), init=False)
 
     def detect(self, given: Given) -> Verdict:
         device, rng = given.device, devices.rng(given.seed)
-        model = woken(given.model)
+        given.model.requires_grad_(False)
         x = torch.rand(self.seeds, 3, *given.image_size, generator=rng).to(device)
+        model = woken(given.model, x)
         with torch.no_grad():
             before = given.model(x).float().mean(0)
             units = given.model.represent(x).shape[1]
@@ -88,8 +94,8 @@ class DFTND(Detector):
             after = given.model(perturbed(x, mask, pattern)).float().mean(0)
         rises = (after - before).cpu()
         index = anomaly_index(rises, "high")
-        flagged = [k for k, value in enumerate(index) if value > self.above]
-        return Verdict(rises.tolist(), index.tolist(), flagged, {"units used": int((weights > 1e-3).sum())})
+        about = {"units used": int((weights > 1e-3).sum())}
+        return Verdict(rises.tolist(), index.tolist(), self.above, "index", about)
 
     def _climb(self, model, x, mask, pattern, weights, shared: bool):
         """One step of signs, soft-thresholded for the mask and projected for the weights."""

@@ -2,7 +2,9 @@
 
 For each class k two perturbations are sought: a universal one that pushes all other images off their class and leaves
 those of k where they are, and one for each image that pushes it to k. On a backdoored class both take the same
-shortcut, so that the model's inner representations of the two perturbed images point the same way.
+shortcut, so that the model's inner representations of the two perturbed images point the same way. Unlike the released
+code: inner representations, as in the paper, less their mean over the clean images (values behind a ReLU all point one
+way); one mask for the three channels; a few fixed sparsities instead of a binary search, judged at the last step.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from .base import Detector, Given, Knowledge, Verdict, anomaly_index
 class DLTND(Detector):
     """Score of a class: the `quantile` of the cosines over the images of other classes.
 
-    above: the score from which a class is flagged, fixed on clean models (the paper's 0.54 belongs to its networks)
+    above: the score from which a class is flagged; the paper's, of its networks: provisional, not fixed on clean models
     """
 
     images_per_class: int = 2
@@ -33,9 +35,10 @@ class DLTND(Detector):
     enough: float = 0.7
     quantile: float = 0.25
     above: float = 0.54
-    knows: Knowledge = field(default=Knowledge("gradients", images=200), init=False)
+    knows: Knowledge = field(default=Knowledge("weights", images=200), init=False)
 
     def detect(self, given: Given) -> Verdict:
+        given.model.requires_grad_(False)
         x, y = self._some(given)
         k, n = given.classes, len(y)
         targets = torch.arange(k, device=given.device)
@@ -45,8 +48,7 @@ class DLTND(Detector):
             usual = given.model.represent(x).float().mean(0)
         cosines = F.cosine_similarity(universal - usual, own - usual, dim=2)  # (K, n)
         scores = [float(cosines[label][y != label].quantile(self.quantile)) for label in range(k)]
-        flagged = [label for label, score in enumerate(scores) if score > self.above]
-        return Verdict(scores, anomaly_index(scores, "high").tolist(), flagged, {"images": n})
+        return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", {"images": n})
 
     def _some(self, given: Given) -> tuple[Tensor, Tensor]:
         labels = given.clean.labels.cpu()

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from torch import nn
-
-from .base import Given, Knowledge, Repairer
+from .base import Given, Knowledge, Repair, Repairer
 
 
 @dataclass
@@ -13,6 +11,6 @@ class FineTuning(Repairer):
 
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def repair(self, given: Given) -> nn.Module:
+    def repair(self, given: Given) -> Repair:
         given.train(given.model, given.clean)
-        return given.model
+        return Repair(given.model)

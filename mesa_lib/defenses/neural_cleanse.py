@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import device as devices
 from .. import retrain
 from ..progress import bar
-from .base import Detector, Given, Knowledge, Repairer, Verdict, anomaly_index
+from .base import Detector, Given, Knowledge, Repair, Repairer, Verdict, anomaly_index
 
 
 @dataclass
@@ -71,8 +71,7 @@ class NeuralCleanse(Detector):
                 index = torch.randint(len(images), (self.batch,), generator=rng, device=device)
                 x = (images[index].float() / 255)[None]
                 x = torch.lerp(x, pattern[:, None], mask[:, None].expand(-1, -1, 3, -1, -1)).flatten(0, 1)
-                with devices.autocast(device, given.precision):
-                    logits = given.model(x.contiguous(memory_format=torch.channels_last)).float()
+                logits = given.model(x.contiguous(memory_format=torch.channels_last))
                 norm = mask.sum((1, 2, 3))
                 loss = F.cross_entropy(logits, wanted, reduction="sum") / self.batch + (weights * norm).sum()
                 optimiser.zero_grad()
@@ -100,23 +99,21 @@ class NeuralCleanse(Detector):
     def judge(self, found: Reversed) -> Verdict:
         """The outliers among the norms, on their low side."""
         index = anomaly_index(found.norms, "low").tolist()
-        flagged = [k for k, value in enumerate(index) if value > self.above]
         about = {"norms": found.norms, "success": found.success}
-        return Verdict([-norm for norm in found.norms], index, flagged, about)
+        return Verdict([-norm for norm in found.norms], index, self.above, "index", about)
 
 
 @dataclass
 class Unlearning(Repairer):
-    """Detect, then retrain with the flagged classes' triggers on `rate` of the images; unchanged if none is flagged."""
+    """Detect, then retrain with the flagged classes' triggers; unchanged if none is flagged."""
 
     detector: NeuralCleanse = field(default_factory=NeuralCleanse)
-    rate: float = 0.2
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def repair(self, given: Given) -> nn.Module:
-        found = self.detector.search(given)
+    def repair(self, given: Given) -> Repair:
+        found = self.detector.search(given.narrowed(self.detector.knows))
         flagged = self.detector.judge(found).flagged
         if flagged:
             applies = [found.apply(label) for label in flagged]
-            given.train(given.model, given.clean, retrain.applying(retrain.one_of(applies), self.rate))
-        return given.model
+            given.train(given.model, given.clean, retrain.applying(retrain.one_of(applies), given.rate))
+        return Repair(given.model, {"flagged": flagged})

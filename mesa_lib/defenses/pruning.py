@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..inference import representations
-from .base import Given, Knowledge, Repairer
+from .base import Given, Knowledge, Repair, Repairer
 
 
 def order(model: nn.Module, images: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Pruning(Repairer):
     tolerance: float = 0.04
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def pruned(self, given: Given) -> nn.Module:
+    def pruned(self, given: Given) -> Repair:
         """The model with a mask on its head (`torch.nn.utils.prune`)."""
         model, clean = given.model, given.clean
         channels = order(model, clean.images)
@@ -50,26 +50,32 @@ class Pruning(Repairer):
         mask = torch.ones_like(model.head.weight)
         mask[:, channels[:kept].to(mask.device)] = 0
         prune.custom_from_mask(model.head, "weight", mask)
-        return model
+        return Repair(model, {"pruned": kept, "of": len(channels)})
 
-    def repair(self, given: Given) -> nn.Module:
-        model = self.pruned(given)
-        prune.remove(model.head, "weight")
-        return model
+    def repair(self, given: Given) -> Repair:
+        found = self.pruned(given)
+        prune.remove(found.model.head, "weight")
+        return found
 
 
 @dataclass
 class FinePruning(Pruning):
     """Prune, then train on clean images; what was pruned stays out.
 
-    It may prune deeper than pruning alone, for training brings the accuracy back. (0.1 left most of a backdoor on
-    digits with bw:170, 0.2 did not.)
+    It may prune deeper than pruning alone, for training brings the accuracy back. The paper allows 4 points; here 10
+    left most of a backdoor and 20 did not, seen on digits with the triggers bw:170 and colour:0 (which a defender
+    could not have seen; no figure is reported of those triggers, and the 4 points stand beside).
     """
 
     tolerance: float = 0.2
 
-    def repair(self, given: Given) -> nn.Module:
-        model = self.pruned(given)
-        given.train(model, given.clean)
-        prune.remove(model.head, "weight")
-        return model
+    def repair(self, given: Given) -> Repair:
+        found = self.pruned(given)
+        given.train(found.model, given.clean)
+        prune.remove(found.model.head, "weight")
+        return found
+
+
+def careful_fine_pruning() -> FinePruning:
+    """With the paper's tolerance."""
+    return FinePruning(tolerance=0.04)

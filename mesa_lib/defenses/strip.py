@@ -1,6 +1,8 @@
 """STRIP (Gao et al., ACSAC 2019): overlay an input with clean images; if the answer stays the same, it is triggered.
 
 The entropy of the answers to N overlays is low where a trigger dominates whatever it is mixed with. Needs outputs only.
+The threshold is a quantile of clean images' entropies themselves (the paper: of a normal law fitted to them, which on
+easy data puts it below zero).
 """
 
 import math
@@ -54,3 +56,8 @@ class STRIP(Filter):
             p = self.given.outputs(mixed.flatten(0, 1)).reshape(len(one), self.overlays, -1)
             entropies.append(torch.special.entr(p).sum(2).mean(1) / math.log(2))
         return -torch.cat(entropies)
+
+
+def adding() -> STRIP:
+    """With the paper's overlay."""
+    return STRIP("sum")

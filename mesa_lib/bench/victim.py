@@ -10,16 +10,18 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from . import device as devices
-from . import metrics, store
-from .data import Split
-from .defenses import base, catalogue
-from .inference import predict
-from .stages import Made, Stages
-from .training import Edit
+from .. import device as devices
+from .. import metrics, store
+from ..data import Split
+from ..defenses import base, catalogue
+from ..inference import predict
+from ..stages import Made, Stages
+from ..training import Edit
 
 #: images on which filters and reformers are judged, at most
 JUDGED = 500
+#: the size that defenders of patches take for granted where the trigger is none
+PATCH = (3, 3)
 #: fractions of clean images that a filter may flag
 FALSE_POSITIVES = (0.05, 0.01)
 
@@ -30,18 +32,29 @@ class Bench:
     def __init__(self, stages: Stages):
         self.stages, self.p, self.data = stages, stages.p, stages.data
 
+    @property
+    def planted(self) -> list[int]:
+        """The classes that the attacker wants answered; none if nothing was planted."""
+        if self.p.attack == "none":
+            return []
+        wanted = self.stages.backdoor.goal(torch.arange(len(self.data.classes)))
+        return sorted(set(wanted.tolist()) - {-1})
+
     # --- what a method is handed ---------------------------------------------------------------------------
 
     def given(self, knows: base.Knowledge, clean: Split | None = None, label: str = "") -> base.Given:
         """What the method declares, from the victim and the modelling images (or those that are named)."""
-        p, size = self.p, tuple(self.stages.trigger.shape[-2:])
+        p, size = self.p, self.stages.attack.size or PATCH
+        own = (
+            int(store.key({"defender": p.seed}), 16) % 2**31
+        )  # with the attacker's seed a method could draw the trigger
 
         def train(model: nn.Module, images: Split, edit: Edit | None = None) -> list[dict]:
             return self.stages.run_retraining(model, images, edit, label=label)
 
         return base.Given(
             knows, self.stages.attacked().model, clean or self.data.modelling, len(self.data.classes),
-            target=p.target, size=size, seed=p.seed, precision=p.precision, train=train,
+            target=p.target, size=size, seed=own, precision=p.precision, rate=p.repair_rate, train=train,
         )  # fmt: skip
 
     def _config(self, kind: str, name: str, method) -> dict:
@@ -49,9 +62,12 @@ class Bench:
 
     # --- detectors ---------------------------------------------------------------------------------------
 
-    def verdict(self, name: str) -> store.Artifact:
-        """What a detector says of the victim: scores, index and flagged classes in `result`."""
-        method = _named(catalogue.DETECTORS, "detector", name)()
+    def verdict(self, name: str, method: base.Detector | None = None) -> store.Artifact:
+        """What a detector says of the victim: scores, index and flagged classes in `result`.
+
+        method: one with settings of its own, under any name; None: the one that the catalogue has under this name
+        """
+        method = method or _named(catalogue.DETECTORS, "detector", name)()
 
         def make():
             return {}, method.detect(self.given(method.knows)).as_dict()
@@ -60,13 +76,17 @@ class Bench:
 
     # --- repairers ---------------------------------------------------------------------------------------
 
-    def repaired(self, name: str) -> Made:
-        """The victim after a repair."""
-        method = _named(catalogue.REPAIRERS, "repairer", name)()
-        config = self._config("repairer", name, method) | {"retraining": self.stages.retraining()}
+    def repaired(self, name: str, method: base.Repairer | None = None) -> Made:
+        """The victim after a repair; `method` as in `verdict`."""
+        method = method or _named(catalogue.REPAIRERS, "repairer", name)()
+        config = self._config("repairer", name, method) | {
+            "retraining": self.stages.retraining(),
+            "rate": self.p.repair_rate,
+        }
 
         def make():
-            return method.repair(self.given(method.knows, label=name)).state_dict(), {"history": []}
+            found = method.repair(self.given(method.knows, label=name))
+            return found.model.state_dict(), {"history": [], "about": found.about}
 
         artifact = store.train_or_load("bench-repaired", config, make, self.stages.device)
         return self.stages.as_made(artifact, self.stages.attack.wrap)
@@ -88,13 +108,13 @@ class Bench:
             known = fitted.score(clean.images[half : half + JUDGED])
             harmless, triggered, fires = self.judged()
             scores = {"clean": fitted.score(harmless), "triggered": fitted.score(triggered)}
-            return {name: values for name, values in scores.items()}, separation(known, *scores.values(), fires)
+            return scores, separation(known, *scores.values(), fires) | {"thresholds from": len(known)}
 
         return store.train_or_load("filtered", self._config("filter", name, method), make, self.stages.device)
 
     def judged(self) -> tuple[Tensor, Tensor, Tensor]:
         """Clean and triggered evaluation images in [0, 1], and which of the triggered ones fire (boolean)."""
-        p, backdoor = self.p, self.stages.attack.backdoor
+        p, backdoor = self.p, self.stages.backdoor
         images, labels = self.data.evaluation.images.cpu(), self.data.evaluation.labels.cpu()
         wanted = backdoor.goal(labels)
         others = ((wanted >= 0) & (wanted != labels)).nonzero()[:JUDGED, 0]
@@ -112,11 +132,59 @@ class Bench:
         def make():
             model = Behind(self.stages.attacked().model, method)
             return {}, metrics.report(
-                model, self.data.evaluation[:JUDGED], self.stages.attack.backdoor, self.p.target, places=1,
+                model, self.data.evaluation[:JUDGED], self.stages.backdoor, self.p.target, places=1,
                 precision=self.p.precision,
             )  # fmt: skip
 
         return store.train_or_load("reformed", self._config("reformer", name, method), make, self.stages.device)
+
+    # --- everything --------------------------------------------------------------------------------------
+
+    def record(self) -> dict:
+        """All that `kinds` asks for, as plain numbers; a method's seconds and what it knew beside what it achieved.
+
+        `planted`: the attacker's classes. `rows`: `metrics.report` of the clean model, the attacked one and each
+        repaired one, two controls among them: `random mixed`, and `ideal`, which no defender has. `detectors`,
+        `filters`, `reformers`: by name. `seconds`: of the clean model and the attack.
+        """
+        stages, kinds = self.stages, self.p.kinds.split(",")
+        clean, attacked = stages.clean(), stages.attacked()
+        found: dict = {"attack": self.p.attack, "planted": self.planted, "rows": []}
+        found["seconds"] = {"clean": seconds(clean.artifact), "attack": seconds(attacked.artifact)}
+
+        def row(name: str, made: Made, **about) -> None:
+            found["rows"].append({"model": name, "seconds": seconds(made.artifact), **about, **stages.measured(made)})
+
+        row("clean, never attacked", clean)
+        row("attacked", attacked)
+        if "detectors" in kinds:
+            verdicts = {name: (method().knows, self.verdict(name)) for name, method in catalogue.DETECTORS.items()}
+            found["detectors"] = {name: told(*verdict) for name, verdict in verdicts.items()}
+        if "repairers" in kinds:
+            for name, method in catalogue.REPAIRERS.items():
+                made = self.repaired(name)
+                row(name, made, knows=method().knows.words(), about=made.artifact.result["about"])
+            for control in ("random mixed", "ideal"):
+                row(control, stages.repaired(control), knows="")
+        if "filters" in kinds:
+            filtered = {name: (method().knows, self.filtered(name)) for name, method in catalogue.FILTERS.items()}
+            found["filters"] = {name: told(*judged) for name, judged in filtered.items()}
+        if "reformers" in kinds:
+            found["reformers"] = {name: told(None, self.reformed(name)) for name in catalogue.REFORMERS}
+        return found
+
+
+def seconds(artifact: store.Artifact) -> float:
+    """What it took to make, wherever and whenever it was made."""
+    return artifact.made["seconds"]
+
+
+def told(knows: base.Knowledge | None, artifact: store.Artifact) -> dict:
+    """A result with its costs."""
+    words = knows.words() if knows else "single images"
+    if "thresholds from" in artifact.result:
+        words += f", {artifact.result['thresholds from']} clean images for the threshold"
+    return artifact.result | {"seconds": seconds(artifact), "knows": words}
 
 
 class Behind(nn.Module):

@@ -1,0 +1,113 @@
+"""The figures of attacks and defences on the bench (notebooks 06 to 09), one function each, as in `mesa_lib.plots`."""
+
+from collections.abc import Collection, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ..plots import COLOURS
+
+
+def _panels(number: int, columns: int, width: float, height: float, **options) -> tuple[Figure, list]:
+    """A figure of so many panels in rows, and its axes; those left over are not drawn."""
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options)
+    for axis in axes.flat[number:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:number])
+
+
+def matrices(shown: dict[str, Tensor], xlabel: str, ylabel: str) -> Figure:
+    """Square matrices of fractions side by side: title -> (n, n) with values in [0, 1]."""
+    figure, axes = _panels(len(shown), 4, 3.1, 3.1)
+    for axis, (title, values) in zip(axes, shown.items(), strict=True):
+        picture = axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=range(len(values)), yticks=range(len(values)))
+        axis.grid(False)
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="fraction of the row")
+    return figure
+
+
+def pruning(curves: dict[str, dict[str, Sequence[float]]]) -> Figure:
+    """Accuracy and ASR as channels are taken out, one panel a model: title -> curve -> fractions."""
+    figure, axes = _panels(len(curves), 3, 4.2, 3, sharey=True)
+    for axis, (title, own) in zip(axes, curves.items(), strict=True):
+        for name, values in own.items():
+            axis.plot(100 * np.array(values), label=name, color=COLOURS["clean" if name != "ASR" else "attacked"])
+        axis.set(title=title, xlabel="channels taken out", ylim=(-3, 103))
+    axes[0].set_ylabel("%")
+    axes[0].legend()
+    return figure
+
+
+def histograms(shown: dict[str, dict[str, Tensor]], xlabel: str) -> Figure:
+    """Distributions of a score, clean inputs and others over each other: title -> name -> values."""
+    figure, axes = _panels(len(shown), 4, 3.6, 2.8)
+    for axis, (title, own) in zip(axes, shown.items(), strict=True):
+        values = {name: np.asarray(v, float) for name, v in own.items()}
+        bins = np.linspace(min(v.min() for v in values.values()), max(v.max() for v in values.values()) + 1e-9, 31)
+        for name, v in values.items():
+            colour = COLOURS["clean" if name == "clean" else "attacked"]
+            axis.hist(v, bins, weights=np.full(len(v), 100 / len(v)), alpha=0.6, label=name, color=colour)
+        axis.set(title=title, xlabel=xlabel)
+    axes[0].set_ylabel("% of images")
+    axes[0].legend()
+    return figure
+
+
+def verdicts(found: dict[str, dict], planted: dict[str, Collection[int]], columns: int = 4) -> Figure:
+    """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged."""
+    figure, axes = _panels(len(found), columns, 2.7, 1.9)
+    for axis, (title, verdict) in zip(axes, found.items(), strict=True):
+        scores = np.array(verdict["scores"], float)
+        base = min(0.0, scores.min() * 1.05) if scores.min() >= 0 or scores.max() > 0 else scores.min() * 1.1
+        colours = [COLOURS["attacked" if k in planted[title] else "clean"] for k in range(len(scores))]
+        axis.bar(range(len(scores)), scores - base, bottom=base, color=colours)
+        for k in verdict["flagged"]:
+            axis.annotate("*", (k, scores[k]), fontsize=14, ha="center", va="center", annotation_clip=False)
+        axis.set_title(title, fontsize=9)
+        axis.set(xticks=range(len(scores)))
+        axis.tick_params(labelsize=7)
+        axis.grid(axis="x", visible=False)
+    return figure
+
+
+def models(scores: dict[str, dict[str, Sequence[float]]], limits: dict[str, float], title: str = "") -> Figure:
+    """One number a model, side by side: detector -> group (`clean` or another) -> values, and its threshold."""
+    figure, axes = _panels(len(scores), 4, 3.1, 2.8)
+    for axis, (name, groups) in zip(axes, scores.items(), strict=True):
+        for at, (group, values) in enumerate(groups.items()):
+            spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
+            axis.scatter(
+                at + np.array(spread), values, s=28, color=COLOURS["clean" if group == "clean" else "attacked"]
+            )
+        axis.axhline(limits[name], color="0.3", linestyle="--", linewidth=1)
+        axis.set(xticks=range(len(groups)), xticklabels=groups, xlim=(-0.5, len(groups) - 0.5))
+        axis.set_title(name, fontsize=10)
+        axis.grid(axis="x", visible=False)
+    figure.suptitle(title)
+    return figure
+
+
+def heat(table: pd.DataFrame, title: str, *, label: str = "%", low: float = 0, high: float = 100, good="low") -> Figure:
+    """A matrix of numbers, attacks down and defences across, written into coloured fields; empty where there is none.
+
+    good: `low` or `high`, which end is what the defender wants (green)
+    """
+    figure, axis = plt.subplots(figsize=(1.6 + 0.85 * len(table.columns), 1.5 + 0.42 * len(table)))
+    colours = "RdYlGn_r" if good == "low" else "RdYlGn"
+    sns.heatmap(
+        table.astype(float), ax=axis, annot=True, fmt=".0f", cmap=colours, vmin=low, vmax=high, linewidths=0.5,
+        cbar_kws={"label": label}, annot_kws={"fontsize": 9},
+    )  # fmt: skip
+    axis.set(xlabel="", ylabel="")
+    axis.tick_params(axis="x", rotation=40, labelsize=9)
+    plt.setp(axis.get_xticklabels(), ha="right")
+    axis.tick_params(axis="y", rotation=0, labelsize=9)
+    axis.set_title(title, fontsize=11)
+    return figure

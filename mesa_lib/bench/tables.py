@@ -1,0 +1,166 @@
+"""What the sweeps of the benchmark found, as tables, from the published runs (results/bench-*.json) alone."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+#: rows that are no repairs
+MODELS = ("clean, never attacked", "attacked")
+#: repairs that no defence is: what every one of them has to be compared with
+CONTROLS = ("fine-tuning", "random mixed", "ideal")
+
+
+def attack(run: dict) -> str:
+    """The name of a run's attack; `none` of a clean model."""
+    return run["attack"]
+
+
+def each(runs: Iterable[dict]) -> dict[str, list[dict]]:
+    """The runs by attack, clean models last."""
+    names = dict.fromkeys(attack(run) for run in runs)
+    ordered = [name for name in names if name != "none"] + ["none"] * ("none" in names)
+    return {name: [run for run in runs if attack(run) == name] for name in ordered}
+
+
+# --- detectors -------------------------------------------------------------------------------------------
+
+
+def peak(verdict: dict) -> float:
+    """The number of a verdict that its threshold is put to: the highest of all classes."""
+    return max(verdict[verdict["on"]])
+
+
+def first(verdict: dict) -> int | None:
+    """The class with the highest score; None of several."""
+    highest = np.flatnonzero(np.array(verdict["scores"]) == max(verdict["scores"]))
+    return int(highest[0]) if len(highest) == 1 else None
+
+
+def peaks(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """Detector -> `clean`, `attacked` -> one number a model."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        group = "attacked" if run["planted"] else "clean"
+        for name, verdict in run["detectors"].items():
+            found.setdefault(name, {"clean": [], "attacked": []})[group].append(peak(verdict))
+    return found
+
+
+def limits(runs: list[dict]) -> dict[str, float]:
+    """The threshold of every detector."""
+    return {name: verdict["above"] for name, verdict in runs[0]["detectors"].items()}
+
+
+def share(found: Iterable[bool]) -> str:
+    """`9 of 10 (55 to 100 %)`: with the exact interval of 95 % (Clopper, Pearson 1934)."""
+    found = list(found)
+    if not found:
+        return ""
+    known = binomtest(sum(found), len(found)).proportion_ci(0.95, "exact")
+    return f"{sum(found)} of {len(found)} ({100 * known.low:.0f} to {100 * known.high:.0f} %)"
+
+
+def detection(runs: list[dict]) -> pd.DataFrame:
+    """A line a detector.
+
+    found: attacked models of which a planted class is flagged; ranked first: of which a planted class has the highest
+    score, flagged or not (not counted where all classes are planted); others flagged: of which a class is flagged that
+    was not planted; false alarms: clean models of which any class is flagged; seconds: the median
+    """
+    attacked, clean = ([r for r in runs if bool(r["planted"]) == which] for which in (True, False))
+    lines = {}
+    for name in runs[0]["detectors"]:
+        verdicts = [(run["detectors"][name], set(run["planted"])) for run in attacked]
+        lines[name] = {
+            "found": share(bool(planted & set(v["flagged"])) for v, planted in verdicts),
+            "ranked first": share(first(v) in planted for v, planted in verdicts if len(planted) < len(v["scores"])),
+            "others flagged": share(bool(set(v["flagged"]) - planted) for v, planted in verdicts),
+            "false alarms": share(bool(run["detectors"][name]["flagged"]) for run in clean),
+            "is given": runs[0]["detectors"][name]["knows"],
+            "seconds": round(float(np.median([run["detectors"][name]["seconds"] for run in runs])), 1),
+        }
+    return pd.DataFrame(lines).T
+
+
+def found(runs: list[dict]) -> pd.DataFrame:
+    """Attacks down, detectors across: of how many models in per cent a planted class was flagged; `none`: any class."""
+    lines = {}
+    for name, own in each(runs).items():
+        lines[name] = {
+            detector: 100
+            * np.mean([bool(set(r["detectors"][detector]["flagged"]) & set(r["planted"] or range(10**4))) for r in own])
+            for detector in own[0]["detectors"]
+        }
+    return pd.DataFrame(lines).T
+
+
+# --- repairs ---------------------------------------------------------------------------------------------
+
+
+def repairs(runs: list[dict], measure: str = "asr", against: str = "", over: Callable = np.mean) -> pd.DataFrame:
+    """Attacks down, repairs across: a rate in per cent, by default the mean over seeds.
+
+    against: a row whose rate is subtracted, as `attacked`
+    """
+    lines = {}
+    for name, own in each(runs).items():
+        rows = [{row["model"]: 100 * row[measure]["rate"] for row in run["rows"]} for run in own]
+        lines[name] = {
+            model: over([r[model] - (r[against] if against else 0) for r in rows])
+            for model in rows[0]
+            if not (against and model in MODELS)
+        }
+    return pd.DataFrame(lines).T
+
+
+def seconds(runs: list[dict]) -> pd.Series:
+    """The median of what each repair took."""
+    took = pd.DataFrame([{row["model"]: row["seconds"] for row in run["rows"]} for run in runs])
+    return took.drop(columns=list(MODELS)).median().round(1)
+
+
+def ordering(runs: list[dict], backdoored: Iterable[str]) -> pd.DataFrame:
+    """Repairs by what they leave on average over these attacks, with the worst, the accuracy lost and what is given."""
+    rates, lost = repairs(runs).loc[list(backdoored)], repairs(runs, "clean_accuracy", "attacked").loc[list(backdoored)]
+    worst = repairs(runs, over=max).loc[list(backdoored)]
+    repaired = [name for name in rates.columns if name not in MODELS]
+    given = {row["model"]: row["knows"] for row in runs[0]["rows"] if row["model"] in repaired}
+    table = pd.DataFrame(
+        {
+            "ASR, mean": rates[repaired].mean(),
+            "ASR, worst run": worst[repaired].max(),
+            "worst on": worst[repaired].idxmax(),
+            "accuracy, mean change": lost[repaired].mean(),
+            "accuracy, worst change": lost[repaired].min(),
+            "seconds": seconds(runs),
+            "is given": pd.Series(given),
+        }
+    )
+    return table.sort_values("ASR, mean")
+
+
+# --- inputs ----------------------------------------------------------------------------------------------
+
+
+def filters(runs: list[dict], measure: str = "auroc of those that fire") -> pd.DataFrame:
+    """Attacks down, filters across: the mean over the seeds of which any triggered image fires, in per cent."""
+    lines = {}
+    for name, own in each([run for run in runs if run["planted"]]).items():
+        lines[name] = {
+            f: 100 * np.mean([run["filters"][f][measure] for run in own if measure in run["filters"][f]] or np.nan)
+            for f in own[0]["filters"]
+        }
+    return pd.DataFrame(lines).T
+
+
+def reformers(runs: list[dict], measure: str = "asr") -> pd.DataFrame:
+    """Attacks down, reformers across: a rate in per cent, the mean over seeds."""
+    lines = {}
+    for name, own in each(runs).items():
+        lines[name] = {
+            reformer: 100 * np.mean([run["reformers"][reformer][measure]["rate"] for run in own])
+            for reformer in own[0]["reformers"]
+        }
+    return pd.DataFrame(lines).T
