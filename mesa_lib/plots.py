@@ -327,5 +327,5 @@ def beside_the_paper(ours: dict[str, dict[str, Sequence[float]]], theirs: dict[s
         axis.set_xticks(range(len(models)), list(models), rotation=30, ha="right", fontsize=9)
         axis.set(title=title, ylim=(0, 60))
     axes[0, 0].set_ylabel("ASR after the repair (%)")
-    axes[0, 0].legend(fontsize=9, loc="upper left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
     return figure
