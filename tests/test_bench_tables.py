@@ -1,0 +1,99 @@
+"""The benchmark's arithmetic, on runs made up here."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mesa_lib.bench import plots, tables
+
+
+def verdict(index, above=2.0):
+    flagged = [k for k, value in enumerate(index) if value > above]
+    return {"scores": index, "index": index, "on": "index", "above": above, "flagged": flagged,
+            "knows": "outputs", "seconds": 3.0}  # fmt: skip
+
+
+def run(attack, planted, index, asr=0.9, seed=0):
+    rows = [("clean, never attacked", 0.02, 0.95), ("attacked", asr, 0.94), ("good", asr / 10, 0.93), ("bad", asr, 0.9)]
+    measured = [
+        {"model": name, "asr": {"rate": a}, "clean_accuracy": {"rate": c}, "seconds": 1.0, "knows": "weights"}
+        for name, a, c in rows
+    ]
+    squeezed = {"median": {"asr": {"rate": asr / 2}, "clean_accuracy": {"rate": 0.8}}}
+    return {
+        "attack": attack, "planted": planted, "seed": seed, "detectors": {"D": verdict(index)}, "rows": measured,
+        "filters": {"F": {"auroc of those that fire": 0.9}}, "reformers": squeezed,
+    }  # fmt: skip
+
+
+RUNS = [
+    run("patch", [1], [0, 5, 0], 0.9),
+    run("patch", [1], [3, 2.5, 0], 0.7, seed=1),
+    run("warp", [1], [0, 1, 3], 0.5),
+    run("none", [], [0, 0, 2.5], 0.02),
+    run("none", [], [0, 0, 1], 0.02, seed=1),
+]
+
+
+def test_a_planted_class_that_is_flagged_is_found_whatever_else_is_flagged():
+    table = tables.detection(RUNS).loc["D"]
+    assert table["found"].startswith("2 of 3") and table["ranked first"].startswith("1 of 3")
+    assert table["others flagged"].startswith("2 of 3") and table["false alarms"].startswith("1 of 2")
+
+
+def test_a_tie_ranks_nobody_first_and_with_all_classes_planted_nothing_is_ranked():
+    tied = [run("patch", [0], [0, 0, 0]), run("all-to-all", [0, 1, 2], [5, 0, 0])]
+    assert tables.first(verdict([1, 1, 0])) is None and tables.detection(tied).loc["D", "ranked first"].startswith(
+        "0 of 1"
+    )
+
+
+def test_shares_carry_the_exact_interval():
+    assert tables.share([True] * 9 + [False]) == "9 of 10 (55 to 100 %)"
+    assert tables.share([False] * 10) == "0 of 10 (0 to 31 %)" and tables.share([]) == ""
+
+
+def test_of_a_clean_model_any_flag_counts():
+    found = tables.found(RUNS)["D"]
+    assert found.to_dict() == {"patch": 100, "warp": 0, "none": 50} and list(found.index)[-1] == "none"
+
+
+def test_each_model_is_one_point():
+    assert tables.peaks(RUNS) == {"D": {"clean": [2.5, 1], "attacked": [5, 3, 3]}} and tables.limits(RUNS) == {"D": 2.0}
+
+
+def test_repairs_are_averaged_over_seeds_and_compared_with_the_attacked_model():
+    rates = tables.repairs(RUNS)
+    assert rates.loc["patch", "good"] == pytest.approx(8) and rates.loc["warp", "bad"] == pytest.approx(50)
+    lost = tables.repairs(RUNS, "clean_accuracy", "attacked")
+    assert list(lost.columns) == ["good", "bad"] and lost.loc["none", "bad"] == pytest.approx(-4)
+
+
+def test_the_ordering_puts_first_what_leaves_least():
+    order = tables.ordering(RUNS, ["patch", "warp"])
+    assert list(order.index) == ["good", "bad"] and order.loc["bad", "worst on"] == "patch"
+    assert order.loc["good", "ASR, mean"] == pytest.approx(6.5) and order.loc["good", "seconds"] == 1
+    assert order.loc["bad", "ASR, worst run"] == pytest.approx(90)
+
+
+def test_a_filter_is_judged_on_the_seeds_that_fire():
+    quiet = run("patch", [1], [0, 0, 0]) | {"filters": {"F": {"auroc": 0.5}}}
+    assert tables.filters([*RUNS, quiet]).loc["patch", "F"] == pytest.approx(90)
+    assert np.isnan(tables.filters([quiet]).loc["patch", "F"])
+
+
+def test_inputs():
+    assert tables.filters(RUNS).to_dict() == {"F": {"patch": 90, "warp": 90}}
+    assert tables.reformers(RUNS)["median"].round(6).to_dict() == {"patch": 40, "warp": 25, "none": 1}
+
+
+def test_figures_are_drawn():
+    table = pd.DataFrame(np.eye(3), index=list("abc"), columns=list("xyz"))
+    for figure in (
+        plots.heat(table.where(table > 0), "title"),
+        plots.models(tables.peaks(RUNS), tables.limits(RUNS), "digits"),
+        plots.verdicts({"a": verdict([0, 5, 1.0]), "b": verdict([-3, -2, -9])}, {"a": [1], "b": []}),
+    ):
+        figure.canvas.draw()
+        plt.close(figure)
