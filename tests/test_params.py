@@ -228,3 +228,10 @@ def test_a_notebook_with_an_unknown_plain_value_is_refused(value):
 def test_a_notebook_with_an_impossible_value_is_refused():
     with pytest.raises(ValueError, match="poison_rate = 2"):
         params.of_notebook({"poison_rate": 2})
+
+
+@pytest.mark.parametrize("kinds", ["", "filter", "filters,filters", "filters, reformers"])
+def test_kinds_of_defences_are_known_and_named_once(kinds):
+    assert params.check({"kinds": "filters,reformers"}).kinds == "filters,reformers"
+    with pytest.raises(ValueError, match="expected some of detectors, repairers, filters, reformers"):
+        params.check({"kinds": kinds})

@@ -69,7 +69,7 @@ CHANGES = {
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
     "point_repeats": (3, {"report"}), "compare": ("", {"report"}),
 }  # fmt: skip
-TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint"}
+TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint", "kinds"}
 
 
 class Asked(Exception):
