@@ -252,17 +252,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def read_yaml(file: str | Path) -> dict[str, Any]:
+def read_yaml(file: str | Path, what: str = "parameter file") -> dict[str, Any]:
     """The plain name: value pairs of a parameter file, not yet checked."""
     file = Path(file)
     try:
         values = yaml.load(file.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"parameter file {file.name!r}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{what} {file.name!r}: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f"parameter file {file.name!r}: expected lines of name: value")
+        raise ValueError(f"{what} {file.name!r}: expected lines of name: value")
     return values
 
 

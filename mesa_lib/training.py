@@ -83,7 +83,7 @@ def train(
     in size by at most one, so none is dropped. `bias_rate` multiplies the learning rate of the biases of BatchNorm (and
     divides their weight decay): with few epochs they are too slow otherwise. Returns one record an epoch: mean loss and
     accuracy on the batches as trained. The same seed, device and thread count give the same weights.
-    FloatingPointError if the loss is no longer finite; the model is then not to be used.
+    FloatingPointError if the loss or a weight is no longer finite; the model is then not to be used.
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule = {schedule!r}: expected one of {', '.join(SCHEDULES)}")
@@ -130,4 +130,10 @@ def train(
         history.append({"epoch": epoch + 1, "loss": mean, "accuracy": float(hits) / len(images)})
     next(steps, None)
     model.eval()
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise FloatingPointError(
+            f"{label}: {broken[0]} holds NaN or infinite values after {epochs} epochs; "
+            f"expected finite weights: try a smaller learning rate than {lr}"
+        )
     return history

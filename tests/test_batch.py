@@ -94,6 +94,14 @@ BAD = {
     "no values": ({"grid": {"trigger": []}}, "grid has no value for trigger"),
     "no list": ({"grid": {"trigger": "bw:1"}}, "grid.trigger = 'bw:1': expected name: list of values"),
     "twice": ({"cells": [{"trigger": "bw:1"}]}, "trigger stands in cells and in grid"),
+    "set and grid": ({"set": TINY | {"trigger": "bw:1"}}, "trigger stands in set and in grid"),
+    "set and cells": ({"set": TINY | {"seed": 1}, "cells": [{"seed": 2}]}, "seed stands in set and in cells"),
+    "number": ({"notebooks": [4]}, "notebooks.0 = 4: expected a list of notebooks, in quotes"),
+    "published otherwise": (
+        {"-p": "seed=1", "--publish": "r.json"},
+        "-p seed=1 with --publish: a published file holds",
+    ),
+    "published nowhere": ({"--publish": "nowhere/r.json"}, "r.json: its folder is not there"),
     "target": ({"set": TINY | {"target": 12}}, "target = 12: expected a class from 0 to 9"),
     "notebook": ({"notebooks": ["09"]}, "notebook '09'"),
     "order": ({"notebooks": ["02", "01"]}, "notebooks = 02, 01; expected some of 01_attacking"),
@@ -389,13 +397,14 @@ def test_durations_are_told_in_the_unit_that_fits(seconds, text):
 
 
 def test_without_a_terminal_every_task_has_a_line_with_the_time_left(capsys):
-    progress = run.Progress(3)
-    progress.start -= 60
     (one,) = named("a")
-    progress.tell(one, Outcome("a", "done", 61))
-    progress.tell(one, Outcome("a", "failed", 2, "because\nof this"))
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "[1/3] a: done in 61 s; 120 s left" and second.startswith("[2/3] a: failed in 2 s: because; ")
+    for at_once, left in ((1, "120 s"), (2, "60 s"), (3, "0 s")):
+        progress = run.Progress(3, at_once)
+        progress.start -= 60
+        progress.tell(one, Outcome("a", "done", 60))
+        progress.tell(one, Outcome("a", "failed", 2, "because\nof this"))
+        first, second = capsys.readouterr().err.splitlines()
+        assert first == f"[1/3] a: done in 60 s; {left} left" and second.startswith("[2/3] a: failed in 2 s: because; ")
 
 
 # --- who works -------------------------------------------------------------------------------------------
@@ -411,6 +420,7 @@ def test_without_a_terminal_every_task_has_a_line_with_the_time_left(capsys):
         (16, 24, (), {"threads": 8}, (2, 8)),
         (16, 64, (), {"tasks": 2}, (2, 8)),
         (2, 24, (), {"jobs": 4}, (4, 1)),
+        (16, 24, (), {"jobs": 100, "tasks": 4}, (4, 4)),
         (16, 24, ("0", "1"), {}, (2, 8)),
         (16, 24, ("0",), {"jobs": 4}, (4, 4)),
         (16, 64, ("0", "1", "2", "3"), {"tasks": 2}, (2, 8)),
@@ -482,6 +492,7 @@ def made_up(these, asr=0.02, seconds=60.0):
     rates |= {"point 1": 0.1, "point 2": 0.2, "MESA": asr, "ideal": 0.01, "clean, repaired": 0.01}
     rows = [row(name, rate) for name, rate in rates.items()]
     about = {"key": these.key, "sweep": these.sweep, "own": these.own, "params": {"dataset": "cifar10"}, "rows": rows}
+    about["made"] = {"at": "2026-01-02T03:04:05Z", "device_name": "cpu", "threads": 1, "torch": torch.__version__}
     return about | {"seconds": {"attack": 30.0}, "task_seconds": seconds, "levels": {}, "samples": {}}
 
 
@@ -509,6 +520,7 @@ def test_the_summary_has_a_line_for_every_task_and_the_page_its_failures(pair):
     page = (folder / "report.html").read_text()
     assert "&lt;b&gt;ValueError" in page and "<b>ValueError" not in page
     assert "data:image/png;base64," in page and f'<a href="{these[0].name}/">' in page
+    assert "<p>Made 2026-01-02: cpu, 1 thread, torch" in page and "dataset = cifar10" in page and "<i>floor</i>" in page
     assert "src=http" not in page and "1 done, 1 failed of 2" in page
 
 
@@ -541,13 +553,39 @@ def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_pat
     shown = capsys.readouterr().out
     assert re.search(r"bw170-\w+\s+bw:170\s+done", shown) and re.search(r"bw16-\w+\s+bw:16\s+to do", shown)
     assert "2 tasks, 1 to do" in shown and "1 worker of" in shown
-    assert "expected time: 60 s, one after another (60 s a task, the median of 1 that were done)" in shown
+    assert "expected time: 60 s (60 s a task, the median of 1 that were done, one after another)" in shown
     assert sorted(empty_store.rglob("*")) == before
     other = written(tmp_path, "other", minutes=16)
-    assert __main__.main(["sweep", other, "--dry-run"]) == 0
-    assert (
-        "expected time: 32 min, one after another (16 min a task, as the sweep says, on two" in capsys.readouterr().out
-    )
+    assert __main__.main(["sweep", other, "--dry-run", "-p", "alpha=0.3"]) == 0
+    shown = capsys.readouterr().out
+    assert "expected time: 32 min (16 min a task, on two cores, as the sweep says)" in shown
+    assert "with alpha = 0.3 for all of them" in shown
+
+
+def test_an_empty_sweep_is_no_sweep(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    with pytest.raises(ValueError, match="sweep 'empty': nothing in it"):
+        sweep.read(str(tmp_path / "empty.yaml"))
+    (tmp_path / "broken.yaml").write_text("grid: [")
+    with pytest.raises(ValueError, match="sweep 'broken.yaml'"):
+        sweep.read(str(tmp_path / "broken.yaml"))
+
+
+def test_another_sweeps_file_is_left_alone(pair, tmp_path, capsys):
+    read, these = pair
+    file = tmp_path / "results.json"
+    report.publish(file, read, these)
+    before = file.read_text()
+    assert __main__.main(["sweep", written(tmp_path, "other"), "--publish", str(file), "--dry-run"]) == 1
+    assert "holds the sweep 'small'; expected a file of 'other'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds the sweep 'small'"):
+        report.publish(file, sweep.read(written(tmp_path, "other")), these)
+    assert file.read_text() == before
+
+
+def test_without_results_nothing_is_published(tmp_path, empty_store):
+    read = sweep.read(written(tmp_path))
+    assert report.publish(tmp_path / "r.json", read, read.tasks()) == 0 and not (tmp_path / "r.json").exists()
 
 
 def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch):

@@ -113,6 +113,15 @@ def test_a_huge_learning_rate_is_reported(toy):
         training.train(network(), toy.images, toy.labels, **(SETTINGS | {"lr": 1e38, "label": "attack"}))
 
 
+def test_weights_that_are_not_finite_are_no_result(toy):
+    """A running variance can overflow while the loss, which uses the batch's own, stays finite."""
+    model = network()
+    buffer = next(tensor for name, tensor in model.state_dict().items() if "running_var" in name)
+    buffer.fill_(float("inf"))
+    with pytest.raises(FloatingPointError, match="repair: .*running_var holds NaN or infinite values after 1 epochs"):
+        training.train(model, toy.images, toy.labels, **(SETTINGS | {"epochs": 1, "label": "repair"}))
+
+
 def test_weights_of_nan_are_reported(toy):
     model = network()
     torch.nn.init.constant_(model.head.bias, float("nan"))

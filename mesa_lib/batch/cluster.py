@@ -50,7 +50,8 @@ def plan(jobs: int | None = None, threads: int | None = None, device: str = "aut
     gpus = visible_gpus() if device in ("auto", "cuda") else ()
     if jobs is None:
         by_memory = int(MEMORY_LIMIT / 2**30 // TASK_MEMORY)
-        jobs = max(1, min(len(gpus) or min(CPU_COUNT // (threads or 1), by_memory), tasks))
+        jobs = max(1, len(gpus) or min(CPU_COUNT // (threads or 1), by_memory))
+    jobs = min(jobs, tasks)
     return Plan(jobs, threads or max(1, CPU_COUNT // jobs), gpus)
 
 

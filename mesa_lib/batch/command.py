@@ -33,11 +33,16 @@ def main(a: argparse.Namespace) -> int:
     """0 if every task is done, 1 if one failed or a report could not be written."""
     if a.scheduler and a.jobs:
         raise ValueError(f"jobs = {a.jobs}: a scheduler has the workers that it has; expected --jobs or --scheduler")
+    if a.publish and a.p:
+        raise ValueError(
+            f"-p {a.p[0]} with --publish: a published file holds a sweep as its file asks for it; "
+            "expected one without the other, or a sweep of your own with the value in `set`"
+        )
     sweep = sweeps.read(a.sweep, a.p)
     if a.first is not None and a.first < 1:
         raise ValueError(f"first = {a.first}: expected a number from 1")
     tasks = sweep.tasks()[: a.first]
-    kept = report.published(a.publish) if a.publish else {}
+    kept = report.published(a.publish, sweep.name) if a.publish else {}
     to_do = [task for task in tasks if task.key not in kept and task.result() is None]
     device = tasks[0].params.device
     plan = None if a.scheduler else cluster.plan(a.jobs, a.threads, device, max(1, len(to_do)))
@@ -76,9 +81,9 @@ def work(
     ended: dict[str, Outcome],
 ) -> None:
     """Do what is to be done; `ended` gets how each task ended, by its key. Reports are kept fresh meanwhile."""
-    progress = run.Progress(len(to_do))
     threads = plan.threads if plan else a.threads
     with cluster.connect(a.scheduler) if a.scheduler else cluster.workers(plan) as client:
+        progress = run.Progress(len(to_do), plan.workers if plan else cluster.room(client)[0])
         fresh = run.Every(REPORT_AGAIN)
         try:
             for task, outcome in run.outcomes_of(to_do, client, threads, progress.tick):
@@ -110,19 +115,22 @@ def show(sweep: sweeps.Sweep, tasks: list[Task], to_do: list[Task], kept: dict, 
     """The table of --dry-run."""
     states = [report.state(task.result(), kept.get(task.key)) for task in tasks]
     rows = [{"task": task.name, **task.own, "state": state} for task, state in zip(tasks, states, strict=True)]
-    print(pd.DataFrame(rows).to_string(index=False))
+    print(pd.DataFrame(rows, dtype=object).fillna("").to_string(index=False))
+    for name, value in sweep.changes.items():
+        print(f"with {name} = {value} for all of them")
     print(f"\n{len(tasks)} tasks, {len(to_do)} to do, notebooks {', '.join(tasks[0].notebooks)}", end="")
     print(f"; {plan}" if plan else "")
     found = [task.result() or kept.get(task.key) for task in tasks]
     # a task that found its models made already says nothing about the next one
     seconds = [r["task_seconds"] for r in found if r and r["task_seconds"] > r["seconds"].get("attack", 0)]
-    each, source = (60 * sweep.minutes, "as the sweep says, on two cores")
+    at_once, each, source = 1, 60 * sweep.minutes, "on two cores, as the sweep says"
     if seconds:
-        each, source = statistics.median(seconds), f"the median of {len(seconds)} that were done"
-    if each:
-        at_once = plan.workers if plan and seconds else 1
-        rounds = -(-len(to_do) // at_once)
+        at_once, each = plan.workers if plan else 1, statistics.median(seconds)
         order = f"{at_once} at once" if at_once > 1 else "one after another"
-        print(f"expected time: {run.duration(rounds * each)}, {order} ({run.duration(each)} a task, {source})")
+        source = f"the median of {len(seconds)} that were done, {order}"
+    if each:
+        print(
+            f"expected time: {run.duration(-(-len(to_do) // at_once) * each)} ({run.duration(each)} a task, {source})"
+        )
     else:
         print("expected time: unknown until a task is done (the sweep has no `minutes`)")

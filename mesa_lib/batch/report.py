@@ -69,8 +69,9 @@ def write(sweep: Sweep, tasks: list[Task], ended: dict[str, Outcome], kept: dict
     messages = {key: outcome.message for key, outcome in ended.items() if outcome.state == "failed"}
     kept = kept or {}
     table = pd.DataFrame([line(task, kept.get(task.key), messages.get(task.key, "")) for task in tasks])
+    results = [found for task in tasks if (found := task.result() or kept.get(task.key))]
     store.write_whole(folder / "summary.csv", table.to_csv(index=False))
-    store.write_whole(folder / "report.html", page(sweep, tasks, table))
+    store.write_whole(folder / "report.html", page(sweep, tasks, table, results))
     return folder
 
 
@@ -80,7 +81,29 @@ padding:.2em .5em;text-align:right}td:first-child,th:first-child{text-align:left
 img{max-width:100%}pre{background:#f6f6f6;padding:.5em;overflow-x:auto}"""
 
 
-def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
+#: what stands under the table of a report
+LEGEND = """Attack success rates (ASR) in per cent: <i>floor</i>, the answer of the model that was never attacked to
+the same triggered images; <i>attacked</i>, before any repair; then after each repair, a baseline that was repeated as
+mean and worst. <i>accuracy</i> and <i>recall</i> (of the target class) on clean images, before and after MESA's
+repair. <i>samples</i>: how often samples of a level fire. Columns with <i>s</i>: seconds of each part. A task's name
+leads to its folder, where the page still lies beside it."""
+
+
+def about(results: list[dict]) -> str:
+    """What the results were made with: machine, versions, dates, and the parameters that are the same for all."""
+    made = [result["made"] for result in results]
+    dates = sorted(m["at"][:10] for m in made)
+    first, *others = [result["params"] for result in results]
+    same = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    words = ", ".join(f"{name} = {value}" for name, value in same.items() if value != "")
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"<p>Made {when}: {html.escape(paper.machines(results))}.</p>"
+        f"<details><summary>Parameters that all tasks share</summary><p>{html.escape(words)}</p></details>"
+    )
+
+
+def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame, results: list[dict]) -> str:
     """One HTML page that needs no other file to be read; the links lead to the tasks' folders beside it."""
     title = html.escape(", ".join([sweep.title or sweep.name, *(f"{k} = {v}" for k, v in sweep.changes.items())]))
     counts = table["state"].value_counts()
@@ -89,6 +112,8 @@ def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
         f"<h1>{title}</h1><p>{', '.join(f'{number} {state}' for state, number in counts.items())} of {len(tasks)} "
         f"tasks; notebooks {', '.join(tasks[0].notebooks) if tasks else ''}.</p>",
     ]
+    if results:
+        parts.append(about(results))
     done = table[table["state"].isin(["done", "published"])]
     for figure in figures(done):
         parts.append(f'<p><img alt="attack success rates of all tasks" src="data:image/png;base64,{figure}">')
@@ -96,7 +121,7 @@ def page(sweep: Sweep, tasks: list[Task], table: pd.DataFrame) -> str:
     if len(numbers):
         over = numbers.select_dtypes("number").drop(columns=sweep.axes, errors="ignore").agg(["mean", "min", "max"])
         parts.append("<h2>Over all tasks</h2>" + over.T.round(2).to_html(border=0))
-        parts.append("<h2>Each task</h2><p>Rates in per cent.</p>")
+        parts.append(f"<h2>Each task</h2><p>{LEGEND}</p>")
         here = {name: f'<a href="{html.escape(name)}/">{html.escape(name)}</a>' for name in table["task"]}
         there = {name: html.escape(name) for name in table[table["state"] == "published"]["task"]}
         linked = numbers.assign(task=[(here | there)[name] for name in numbers["task"]])
@@ -127,28 +152,42 @@ def figures(done: pd.DataFrame) -> list[str]:
 # --- results that are committed --------------------------------------------------------------------------
 
 
-def published(file: Path) -> dict[str, dict]:
-    """The runs of a published file by their keys; none if there is no file. ValueError if it is not one of ours."""
+def published(file: Path, sweep: str | None = None) -> dict[str, dict]:
+    """The runs of a published file by their keys; none if there is no file.
+
+    ValueError if its folder is not there, if it is not one of ours, or if it is another sweep's than `sweep`.
+    """
     if not file.exists():
+        if not file.absolute().parent.is_dir():
+            raise ValueError(f"{paths.show(file)}: its folder is not there; expected a file in a folder that is")
         return {}
     try:
-        return {run["key"]: run for run in json.loads(file.read_text())["runs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{paths.show(file)}: not a file of published runs ({error!r})") from None
+        content = json.loads(file.read_text())
+        found, own = {run["key"]: run for run in content["runs"]}, content["sweep"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{paths.show(file)}: not a file of published runs; expected one that --publish wrote"
+        ) from None
+    if sweep not in (None, own):
+        raise ValueError(f"{paths.show(file)}: holds the sweep {own!r}; expected a file of {sweep!r}, or a new one")
+    return found
 
 
 def publish(file: Path, sweep: Sweep, tasks: list[Task]) -> int:
     """Put what is done beside what the file has already, one run a line -> how many there are then.
 
-    The file only grows: runs of earlier times stay, a run that was done anew replaces its own.
+    The file only grows: runs of earlier times stay, a run that was done anew replaces its own. Without any run no file
+    is made.
     """
     with store.held(f"publish-{file.name}"):  # another command may be adding to it
-        runs = published(file)
+        runs = published(file, sweep.name)
         for task in tasks:
             result = task.result()
             if result is not None:
                 measured = {k: rounded(v) if k in MEASURED else v for k, v in result.items() if k != "sweep"}
                 runs[task.key] = measured
+        if not runs:
+            return 0
         about = {"sweep": sweep.name, "title": sweep.title}
         lines = ",\n".join(json.dumps(run, allow_nan=False) for run in runs.values())
         store.write_whole(file, f'{json.dumps(about)[:-1]}, "runs": [\n{lines}\n]}}\n')

@@ -81,8 +81,9 @@ def told(task: Task, future) -> Outcome:
 class Progress:
     """A bar over the tasks with the time left where a person watches, else a line for each that ends."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, at_once: int = 1):
         self.live, self.total, self.done, self.failed = sys.stderr.isatty(), total, 0, 0
+        self.at_once, self.seconds = max(1, at_once), 0.0
         self.start = time.monotonic()
         self.bar = tqdm(total=total, unit="task", disable=not self.live, smoothing=0.1, dynamic_ncols=True)
 
@@ -93,6 +94,7 @@ class Progress:
     def tell(self, task: Task, outcome: Outcome) -> None:
         self.done += 1
         self.failed += outcome.state == "failed"
+        self.seconds += outcome.seconds
         text = f"{task.name}: {outcome.state} in {outcome.seconds:.0f} s"
         text += f": {outcome.message.splitlines()[0]}" if outcome.message else ""
         if self.live:
@@ -101,8 +103,12 @@ class Progress:
             self.bar.set_postfix_str(f"{self.failed} failed" if self.failed else "")
             self.bar.update()
         else:
-            left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
-            print(f"[{self.done}/{self.total}] {text}; {duration(left)} left", file=sys.stderr, flush=True)
+            print(f"[{self.done}/{self.total}] {text}; {duration(self.left())} left", file=sys.stderr, flush=True)
+
+    def left(self) -> float:
+        """Seconds until the end, if every task takes the mean of those that ended."""
+        rounds = math.ceil(self.total / self.at_once)
+        return max(0.0, rounds * self.seconds / self.done - (time.monotonic() - self.start))
 
     def close(self) -> None:
         self.bar.close()

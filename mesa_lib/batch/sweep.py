@@ -37,7 +37,7 @@ class Sweep(BaseModel):
     set: Values = Field(default={}, description="name: value pairs")
     grid: dict[str, list] = Field(default={}, description="name: list of values")
     cells: list[Values] = Field(default=[], description="a list of name: value pairs")
-    notebooks: list[str] = Field(default=["04"], min_length=1, description="a list of notebooks")
+    notebooks: list[str] = Field(default=["04"], min_length=1, description='a list of notebooks, in quotes: ["04"]')
     minutes: float = Field(default=0, ge=0, description="minutes of one task")
 
     def each(self) -> Iterable[tuple[Values, Params]]:
@@ -45,6 +45,10 @@ class Sweep(BaseModel):
         base: Values = {}
         for file in self.params:
             base |= params.read_yaml(paths.parameter_file(file))
+        for part, names in (("grid", self.grid), ("cells", {name for cell in self.cells for name in cell})):
+            twice = sorted(self.set.keys() & set(names))
+            if twice:
+                raise ValueError(f"sweep {self.name!r}: {', '.join(twice)} stands in set and in {part}")
         empty = [name for name, values in self.grid.items() if not values]
         if empty:
             raise ValueError(f"sweep {self.name!r}: grid has no value for {', '.join(empty)}; expected one or more")
@@ -111,7 +115,9 @@ def read(text: str, overrides: Iterable[str] = ()) -> Sweep:
     An override replaces an axis of the grid as well, and gives the sweep a name of its own. ValueError in one message.
     """
     file = paths.named(text, "sweep", paths.root() / "params" / "sweeps")
-    values = {name: value for name, value in params.read_yaml(file).items() if value is not None}
+    values = {name: value for name, value in params.read_yaml(file, "sweep").items() if value is not None}
+    if not values:
+        raise ValueError(f"sweep {file.stem!r}: nothing in it; expected grid, cells, set or params")
     for own in values.keys() & {"name", "changes"}:
         raise ValueError(f"sweep {file.stem!r}: {own} is not for the file to say; take the line {own}: out")
     changes = dict(_change(text) for text in overrides)
