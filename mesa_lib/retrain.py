@@ -28,9 +28,12 @@ def random(law: str, size: tuple[int, int]) -> Source:
 
 def stamping(source: Source, rate: float) -> Edit | None:
     """An edit for `training.train`: with probability `rate` an image gets a trigger of its own; labels stay."""
-    if source is None:
-        return None
-    return applying(lambda images, rng: stamp_random(images, source(len(images), rng), rng), rate)
+    return None if source is None else applying(stamped(source), rate)
+
+
+def stamped(source: Callable[[int, torch.Generator], Tensor]) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """A change of images: each gets a trigger of its own at a random place."""
+    return lambda images, rng: stamp_random(images, source(len(images), rng), rng)
 
 
 def applying(apply: Callable[[Tensor, torch.Generator], Tensor], rate: float) -> Edit:

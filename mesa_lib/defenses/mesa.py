@@ -96,9 +96,14 @@ class Screening(Detector):
 
     def detect(self, given: Given) -> Verdict:
         rates = self.rates(given)
-        scores = [max(of_class) for of_class in zip(*rates.values(), strict=True)]
+        scores = highest(rates)
         index = anomaly_index(scores, "high").tolist()
         return Verdict(scores, index, self.above, "scores", {"rates": by_size(rates)})
+
+
+def highest(rates: dict[Size, list[float]]) -> list[float]:
+    """Of every class the highest of all sizes."""
+    return [max(of_class) for of_class in zip(*rates.values(), strict=True)]
 
 
 def by_size(found: dict[Size, object]) -> dict[str, object]:
@@ -142,11 +147,11 @@ class MESA(Detector):
 
     def search(self, given: Given) -> Searched:
         screened = self.screening.rates(given)
-        highest = [max(of_class) for of_class in zip(*screened.values(), strict=True)]
-        order = sorted(range(given.classes), key=lambda k: -highest[k])
+        scores = highest(screened)
+        order = sorted(range(given.classes), key=lambda k: -scores[k])
         found = Searched(screened, {}, {})
         seen, kept = halves(given)
-        for k in [k for k in order[: self.most] if highest[k] > self.suspect]:
+        for k in [k for k in order[: self.most] if scores[k] > self.suspect]:
             found.models[k], found.rates[k] = {}, {}
             firing = [size for size, rates in screened.items() if rates[k] > self.suspect]
             for size in sorted(firing, key=lambda size: -screened[size][k])[: self.sizes]:
@@ -160,7 +165,7 @@ class MESA(Detector):
         return self.judge(self.search(given))
 
     def judge(self, found: Searched) -> Verdict:
-        scores = [max(of_class) for of_class in zip(*found.screened.values(), strict=True)]
+        scores = highest(found.screened)
         for k, rates in found.rates.items():
             scores[k] = max(rates.values())
         about = {
@@ -180,13 +185,8 @@ def any_size() -> MESA:
 
 def retrained(given: Given, sources: Iterable[retrain.Source]) -> nn.Module:
     """The model after the defender's retraining, with triggers of the sources, drawn evenly."""
-
-    def stamped_by(source):
-        return lambda images, rng: triggers.stamp_random(images, source(len(images), rng), rng)
-
-    given.train(
-        given.model, given.clean, retrain.applying(retrain.one_of([stamped_by(s) for s in sources]), given.rate)
-    )
+    change = retrain.one_of([retrain.stamped(source) for source in sources])
+    given.train(given.model, given.clean, retrain.applying(change, given.rate))
     return given.model
 
 
@@ -243,7 +243,7 @@ class PointRepair(Repairer):
 
     def repair(self, given: Given) -> Repair:
         found: Tensor = point.reverse(
-            given.model, given.clean.images, given.target, seed=given.seed * 1000, size=given.size,
+            given.model, given.clean.images, given.target, seed=given.seed, size=given.size,
             precision=given.precision,
         )  # fmt: skip
         return Repair(retrained(given, [retrain.fixed(found)]))

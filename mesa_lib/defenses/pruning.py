@@ -64,7 +64,7 @@ class FinePruning(Pruning):
 
     It may prune deeper than pruning alone, for training brings the accuracy back. The paper allows 4 points; here 10
     left most of a backdoor and 20 did not, seen on digits with the triggers bw:170 and colour:0 (which a defender
-    could not have seen; no figure is reported of those triggers, and the 4 points stand beside).
+    could not have seen; the sweeps of the benchmark have other triggers, and the 4 points stand beside).
     """
 
     tolerance: float = 0.2
