@@ -128,6 +128,39 @@ def by_trigger(of_sweep: list[dict], models: Iterable[str] = ROWS) -> pd.DataFra
     return found.sort_values("point baseline", kind="stable") if "point baseline" in found else found
 
 
+def prices(of_sweep: list[dict], models: Iterable[str] = ROWS) -> pd.DataFrame:
+    """Clean accuracy and recall of the target class in per cent, and their changes against the attacked model.
+
+    A line a model: means over runs (repeats of the point averaged within one), the worst change of a run or repeat.
+    The clean model's repair is compared with the clean model.
+    """
+    measures = {"clean accuracy": "clean_accuracy", "recall": "target_recall"}
+    lines = {}
+    for name in models:
+        line = {}
+        for title, measure in measures.items():
+            before = "clean, never attacked" if name == "clean, repaired" else "attacked"
+            pairs = [(own, of(run, before, measure)[0]) for run in of_sweep if (own := of(run, name, measure))]
+            if pairs:
+                line[title] = np.mean([np.mean(own) for own, _ in pairs])
+                line[f"{title}, change"] = np.mean([np.mean(own) - was for own, was in pairs])
+                line[f"{title}, worst"] = min(one - was for own, was in pairs for one in own)
+        if line:
+            lines[name] = line
+    return pd.DataFrame(lines).T
+
+
+def repeats(of_sweep: list[dict]) -> pd.DataFrame:
+    """The point baseline repeat by repeat, in per cent, a line a pattern: what each leaves, and how often it fires."""
+    lines = {}
+    for run in of_sweep:
+        left, fires = of(run, "point baseline"), [100 * found["rate"] for found in run["point_triggers_asr"]]
+        lines[run["trigger"]] = {("left by", n): value for n, value in enumerate(left, 1)} | {
+            ("fires", n): value for n, value in enumerate(fires, 1)
+        }
+    return pd.DataFrame(lines).T
+
+
 def missed(of_sweep: list[dict], model: str = "MESA", above: float = 10.0) -> list[str]:
     """The triggers that still fire on more than `above` per cent of the images after the repair."""
     return [run["trigger"] for run in of_sweep if max(of(run, model)) > above]
@@ -149,20 +182,64 @@ def panel(run: dict, points: bool = True) -> tuple[dict, dict]:
     return {"samples of MESA": samples}, marks
 
 
+def kept(run: dict, name: str) -> torch.Tensor:
+    """The triggers that a run keeps, `original`, `samples` (of the mixture) or `points` -> (n, values) in [0, 1]."""
+    return record.unpacked(run["triggers"][name], run["triggers"]["shape"]).flatten(1)
+
+
+def to_nearest(triggers: torch.Tensor, cloud: torch.Tensor) -> torch.Tensor:
+    """Euclidean distance of each trigger (n, values) to the nearest of a cloud (m, values) -> (n,)."""
+    return torch.cdist(triggers, cloud).min(1).values
+
+
 def distances(run: dict) -> dict[str, float]:
-    """How far triggers lie from the nearest sample of the distribution: Euclidean, over all values in [0, 1].
+    """How far triggers lie from the nearest sample that is kept of the mixture: Euclidean, over all values in [0, 1].
 
     Of the samples themselves the median over all, each to the nearest other one; of the point the mean of its repeats.
     """
-    kept = run["triggers"]
-    original, samples, points = (
-        record.unpacked(kept[k], kept["shape"]).flatten(1) for k in ("original", "samples", "points")
-    )
+    samples = kept(run, "samples")
     among = torch.cdist(samples, samples).fill_diagonal_(float("inf")).min(1).values.median()
     return {
         "a sample (median)": float(among),
-        "the point": float(torch.cdist(points, samples).min(1).values.mean()),
-        "the original": float(torch.cdist(original, samples).min()),
+        "the point": float(to_nearest(kept(run, "points"), samples).mean()),
+        "the original": float(to_nearest(kept(run, "original"), samples)),
+    }
+
+
+def whose(of_sweep: list[dict]) -> pd.DataFrame:
+    """Does the attacker's trigger lie nearer to its own cloud than chance has it? A line a run, distances as above.
+
+    `other clouds nearer`: of the other runs' clouds; `random patterns`: 2,000 black-white ones, seeded.
+    """
+    clouds = [kept(run, "samples") for run in of_sweep]
+    lines = {}
+    for number, run in enumerate(of_sweep):
+        height, width = run["triggers"]["shape"][-2:]
+        drawn = np.random.default_rng(0).integers(0, 2, (2000, height * width))
+        patterns = torch.from_numpy(drawn).float().repeat(1, run["triggers"]["shape"][0])
+        original = kept(run, "original")
+        own = float(to_nearest(original, clouds[number]))
+        others = [float(to_nearest(original, cloud)) for n, cloud in enumerate(clouds) if n != number]
+        chance = to_nearest(patterns, clouds[number])
+        lines[run["trigger"]] = {
+            "to its own cloud": own,
+            "to the nearest other": min(others, default=np.nan),
+            "other clouds nearer": sum(other < own for other in others),
+            "a random pattern (median)": float(chance.median()),
+            "random patterns nearer (%)": 100 * float((chance < own).float().mean()),
+        }
+    return pd.DataFrame(lines).T
+
+
+def clouds(name: str = "clouds") -> dict[str, pd.DataFrame]:
+    """What `benchmarks/clouds.py` found: kind of trigger -> ASR in per cent, a line a model, a column a run."""
+    file = paths.root() / "results" / f"{name}.json"
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text())
+    return {
+        kind: 100 * pd.DataFrame(rows, index=found["models"], columns=found["triggers"])
+        for kind, rows in found["asr"].items()
     }
 
 
@@ -170,11 +247,24 @@ def samples_over_seeds(of_sweep: list[dict]) -> pd.DataFrame:
     """What the samples of a sweep over alpha and one level do: a line a level and alpha, mean and spread over seeds.
 
     ASR in per cent on the modelling images; information in nats, by a statistics network that is always the same; mean
-    distance of two samples, root mean square per value.
+    distance of two samples, root mean square per value. Of the samples that are kept, in per cent: variance along its
+    first direction (PCA), and those within a Euclidean distance of 0.5 of the attacker's trigger.
     """
+
+    def line(run: dict, s: dict) -> dict:
+        samples = kept(run, "samples")
+        variances = torch.linalg.svdvals(samples - samples.mean(0)).square()
+        near = torch.cdist(samples, kept(run, "original")) < 0.5
+        return {
+            "ASR": 100 * s["asr"],
+            "information": s["information"],
+            "distance": s["distance"],
+            "first direction": 100 * float(variances[0] / variances.sum()),
+            "at the trigger": 100 * float(near.float().mean()),
+        }
+
     rows = [
-        {"beta": float(run["params"]["betas"]), "alpha": float(run["params"]["alpha"])}
-        | {"ASR": 100 * s["asr"], "information": s["information"], "distance": s["distance"]}
+        {"beta": float(run["params"]["betas"]), "alpha": float(run["params"]["alpha"])} | line(run, s)
         for run in of_sweep
         for name, s in run["samples"].items()
         if name != "mixture"

@@ -151,10 +151,14 @@ def distribution_map(groups: dict[str, Tensor], marks: dict[str, Tensor], *, met
 
 def side_by_side(maps: dict[str, Map], *, method: str, shared: bool = False, seed: int = 0) -> Figure:
     """Several maps in one row: title -> (groups, marks). `shared`: one embedding, one scale for all panels."""
-    figure, axes = plt.subplots(
-        1, len(maps), figsize=(4.2 * len(maps), 4.2), squeeze=False, sharex=shared, sharey=shared
-    )
     each = _embedded(maps, method, seed) if shared else [_embedded({"": m}, method, seed)[0] for m in maps.values()]
+    height = 4.2
+    if shared:  # with equal scales a flat map needs no high panel
+        across, up = np.ptp(np.concatenate(each), 0)
+        height = min(height, height * up / across + 0.9)
+    figure, axes = plt.subplots(
+        1, len(maps), figsize=(4.2 * len(maps), height), squeeze=False, sharex=shared, sharey=shared
+    )
     for axis, points, (title, (groups, marks)) in zip(axes[0], each, maps.items(), strict=True):
         _draw_map(axis, points, groups, marks, title)
         if shared:
@@ -314,10 +318,11 @@ def beside_the_paper(ours: dict[str, dict[str, Sequence[float]]], theirs: dict[s
         for place, (name, values) in enumerate(models.items()):
             colour = COLOURS.get(name.split()[0].strip(","), COLOURS["MESA"])
             spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
-            axis.plot(place + np.array(spread), values, "o", color=colour, alpha=0.5, ms=5)
-            axis.plot(
-                place, np.mean(values), "_", color=colour, ms=26, mew=3, label="ours, mean" if not place else None
-            )
+            label = None if place else "ours, mean"
+            axis.plot(place, np.mean(values), "_", color=colour, ms=26, mew=2, alpha=0.6, label=label)
+            label = None if place else "ours, a trigger"
+            dots = {"ms": 5, "mec": "black", "mew": 0.5, "zorder": 3}
+            axis.plot(place + np.array(spread), values, "o", color=colour, label=label, **dots)
             known = theirs.get(title, {}).get(name)
             if known is not None:
                 axis.plot(place, known, "*", color="black", ms=11, label="paper, mean" if not place else None)
@@ -326,6 +331,6 @@ def beside_the_paper(ours: dict[str, dict[str, Sequence[float]]], theirs: dict[s
         axis.minorticks_off()
         axis.set_xticks(range(len(models)), list(models), rotation=30, ha="right", fontsize=9)
         axis.set(title=title, ylim=(0, 60))
-    axes[0, 0].set_ylabel("ASR after the repair (%)")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
+    axes[0, 0].set_ylabel("ASR after the repair (%),\nlogarithmic above 5 %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
     return figure

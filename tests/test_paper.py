@@ -1,5 +1,7 @@
 """The paper's tables from made-up runs whose figures can be checked by eye."""
 
+import json
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -94,6 +96,71 @@ def test_distances_are_to_the_nearest_sample():
     found = paper.distances({"triggers": triggers})
     assert found["the original"] == pytest.approx(0.2 * 3**0.5) and found["the point"] == pytest.approx(0.4 * 3**0.5)
     assert found["a sample (median)"] == pytest.approx(0, abs=1e-6)
+
+
+def cloud(samples, original, points=None):
+    """The triggers of a run whose patches are 1x1: values (n, 3)."""
+    given = {"original": [original], "samples": samples, "points": points or [original]}
+    return {"shape": [3, 1, 1]} | {k: record.packed(torch.tensor(v).reshape(-1, 3, 1, 1)) for k, v in given.items()}
+
+
+def test_an_original_is_compared_with_other_clouds_and_with_chance():
+    runs = [
+        {"trigger": "a", "triggers": cloud([[0.0, 0, 0], [0.2, 0, 0]], [0.4, 0.0, 0])},
+        {"trigger": "b", "triggers": cloud([[1.0, 1, 1], [1.0, 1, 0.8]], [0.0, 0.0, 0])},
+        {"trigger": "c", "triggers": cloud([[0.0, 0, 0.4]], [0.0, 0.0, 0])},
+    ]
+    found = paper.whose(runs)
+    assert found.loc["a", ["to its own cloud", "to the nearest other", "other clouds nearer"]].tolist() == (
+        pytest.approx([0.2, 0.32**0.5, 0], abs=0.01)
+    )
+    assert found.loc["b", "other clouds nearer"] == 2 and found.loc["c", "other clouds nearer"] == 1
+    assert found.loc["a", "random patterns nearer (%)"] == pytest.approx(50, abs=4), "black is nearer, white is not"
+
+
+def test_prices_are_changes_against_the_attacked_model(three):
+    three[0]["rows"][-3]["target_recall"] = {"rate": 0.7}
+    assert three[0]["rows"][-3]["model"] == "MESA rounds"
+    for name, rate in (("MESA", 0.86), ("point 2", 0.8)):
+        row = next(row for row in three[1]["rows"] if row["model"] == name)
+        row["clean_accuracy"] = {"rate": rate}
+    found = paper.prices(three)
+    assert found.loc["MESA", ["clean accuracy, change", "clean accuracy, worst"]].tolist() == pytest.approx(
+        [-4 / 3, -4]
+    )
+    assert found.loc["point baseline", ["clean accuracy, change", "clean accuracy, worst"]].tolist() == (
+        pytest.approx([-5 / 3, -10])
+    )
+    assert found.loc["attacked", "recall, change"] == 0 and found.loc["MESA rounds", "recall, worst"] == pytest.approx(
+        -10
+    )
+
+
+def test_the_point_is_told_repeat_by_repeat(three):
+    fires = [{"rate": 0.9}, {"rate": 0.5}]
+    found = paper.repeats([run | {"point_triggers_asr": fires} for run in three])
+    assert found["left by"].loc["bw:1"].tolist() == [10, 30] and found["fires"].loc["bw:2"].tolist() == [90, 50]
+
+
+def test_what_samples_of_a_swept_alpha_do():
+    def of_seed(seed, samples):
+        params = {"betas": "0.9", "alpha": 0.1}
+        measured = {"beta 0.9": {"asr": 0.9, "information": 1.0, "distance": 0.4}, "mixture": {}}
+        return {"params": params, "seed": seed, "samples": measured, "triggers": cloud(samples, [1.0, 0, 0])}
+
+    line, plane = [[0.0, 0, 0], [1.0, 0, 0], [0.6, 0, 0]], [[1.0, 0, 0], [0.0, 1, 0], [0.0, 0, 1]]
+    found = paper.samples_over_seeds([of_seed(0, line), of_seed(1, plane)]).loc[(0.9, 0.1)]
+    assert found["first direction", "mean"] == pytest.approx(75, abs=0.1), "all of it, and half"
+    assert found["at the trigger", "mean"] == pytest.approx(50) and found["ASR", "std"] == 0
+
+
+def test_whose_samples_fire_on_whom(tmp_path, monkeypatch):
+    monkeypatch.setenv("MESA_ROOT", str(tmp_path))
+    assert paper.clouds() == {}
+    (tmp_path / "results").mkdir()
+    about = {"models": ["clean", "a"], "triggers": ["a"], "asr": {"samples": [[0.1], [0.9]]}}
+    (tmp_path / "results" / "clouds.json").write_text(json.dumps(about))
+    assert paper.clouds()["samples"].loc["clean", "a"] == 10
 
 
 def test_triggers_are_sorted_by_what_the_baseline_leaves(three):
