@@ -29,8 +29,8 @@ def gallery(
 ) -> Figure:
     """Small pictures (3, h, w) in rows: triggers, or images with and without one."""
     rows = -(-len(images) // columns)
-    height = size * (1.35 if len(titles) else 1.0)
-    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height * rows + 0.4), squeeze=False)
+    height = size * (rows + 0.35 * -(-len(titles) // columns))  # rows with titles are higher
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height + 0.4), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, images, strict=False)):
