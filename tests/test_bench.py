@@ -147,7 +147,7 @@ def test_neural_cleanse_needs_far_fewer_pixels_for_the_planted_class(victim, att
 
 
 def test_neural_cleanse_flags_a_trigger_in_a_corner(own_runs):
-    """At least one of three, and no wrong class of any: the index hangs on the spread of nine other norms (1.9 to 2.8)."""
+    """At least one of three, and no wrong class of any: an index hangs on the spread of nine others (1.9 to 2.8)."""
     flagged = []
     for seed, target in ((200, 0), (201, 3), (203, 9)):
         own = Bench(Stages(params.check({"attack": "corner", "seed": seed, "target": target, "clean_seed": 0})))
