@@ -146,17 +146,6 @@ def test_neural_cleanse_needs_far_fewer_pixels_for_the_planted_class(victim, att
     assert max(found["index"]) == found["index"][TARGET] > 1.2
 
 
-def test_neural_cleanse_flags_a_trigger_in_a_corner(own_runs):
-    """At least one of three, and no wrong class of any: an index hangs on the spread of nine others (1.9 to 2.8)."""
-    flagged = []
-    for seed, target in ((200, 0), (201, 3), (203, 9)):
-        own = Bench(Stages(params.check({"attack": "corner", "seed": seed, "target": target, "clean_seed": 0})))
-        found = own.verdict("Neural Cleanse").result
-        assert set(found["flagged"]) <= {target} and max(found["index"]) == found["index"][target] > 1.2
-        flagged += [i for i in found["index"] if i > 2]
-    assert flagged
-
-
 @pytest.mark.parametrize(("method", "attack"), [("DeepInspect", "corner"), ("DL-TND", "patch"), ("DF-TND", "patch")])
 def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
     scores = victim(attack).verdict(method).result["scores"]
