@@ -9,7 +9,7 @@ from mesa_lib.bench import Bench
 from mesa_lib.defenses import pruning
 from mesa_lib.defenses.base import Given
 from mesa_lib.defenses.mesa import MESA, Screening
-from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Unlearning
+from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
 from mesa_lib.defenses.squeezing import FeatureSqueezing
 from mesa_lib.device import rng
 from mesa_lib.stages import Stages
@@ -118,8 +118,7 @@ def test_mesa_repairs_its_own_kind_and_fine_tuning_does_not(victim):
 
 
 def test_neural_cleanse_unlearns_what_it_flags(victim):
-    """With a lower bar: whether the index of one victim is above 2 hangs on ten norms (see below)."""
-    own, method = victim("patch"), Unlearning(NeuralCleanse(above=1))
+    own, method = victim("patch"), Unlearning()
     model = method.repair(own.given(method.knows)).model
     row = metrics.report(model, own.data.evaluation, own.stages.backdoor, TARGET)
     assert row["clean_accuracy"]["rate"] > 0.95 and row["asr"]["rate"] < 0.2
@@ -138,12 +137,23 @@ def test_the_defenders_seed_is_not_the_attackers(victim):
 
 
 @pytest.mark.parametrize("attack", ["corner", "patch"])
-def test_neural_cleanse_needs_far_fewer_pixels_for_the_planted_class(victim, attack):
-    """The index is 1.6 to 2.6, the highest of all: digits' other norms are skewed, which widens the deviation."""
+def test_neural_cleanse_flags_the_planted_class_which_needs_far_fewer_pixels(victim, attack):
+    """The index of the logarithms; that of the norms themselves is 1.4 to 2.8, by seed and number of threads."""
     found = victim(attack).verdict("Neural Cleanse").result
     norms = found["about"]["norms"]
     assert min(norms) == norms[TARGET] < 0.3 * sorted(norms)[1]
-    assert max(found["index"]) == found["index"][TARGET] > 1.2
+    assert found["flagged"] == [TARGET] and found["index"][TARGET] > NeuralCleanse().above > 2
+
+
+def test_neural_cleanse_flags_no_clean_model(victim):
+    assert victim("none").verdict("Neural Cleanse").result["flagged"] == []
+
+
+def test_the_index_of_neural_cleanse_can_be_the_published_one():
+    found = Reversed(None, None, [3.0, 20, 25, 30, 35, 40, 45, 50, 60, 70], [1.0] * 10)
+    plain, own = (NeuralCleanse(logarithm=which).judge(found) for which in (False, True))
+    assert plain.index[0] == pytest.approx((37.5 - 3) / (1.4826 * 12.5)) and plain.index[9] == 0
+    assert own.index[0] > 3 > plain.index[0] and own.scores == plain.scores == [-n for n in found.norms]
 
 
 @pytest.mark.parametrize(("method", "attack"), [("DeepInspect", "corner"), ("DL-TND", "patch"), ("DF-TND", "patch")])

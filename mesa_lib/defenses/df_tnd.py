@@ -63,15 +63,15 @@ def perturbed(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 class DFTND(Detector):
     """Score: how much the mean logit of a class rises.
 
-    above: the anomaly index (of the rises, high side) of a flagged class: provisional, not fixed on clean models; the
-    paper's 100 on raw logits belongs to its ResNet-50
+    above: the anomaly index (of the rises, high side) of a flagged class; the paper's 100 on raw logits belongs to its
+    ResNet-50
     """
 
     seeds: int = 10
     steps: int = 200
     step: float = 0.1
     sparsity: float = 1e-3
-    above: float = 2.0
+    above: float = 7.0
     knows: Knowledge = field(default=Knowledge("weights", images=0), init=False)
 
     def detect(self, given: Given) -> Verdict:

@@ -24,15 +24,12 @@ SQUARES: tuple[Size, ...] = ((2, 2), (3, 3), (4, 4), (5, 5))
 
 @dataclass
 class RandomTriggers(Detector):
-    """The plainest rival: mean ASR per class of random patches of extreme colours. Forward passes only.
-
-    above: provisional, not yet fixed on clean models
-    """
+    """The plainest rival: mean ASR per class of random patches of extreme colours. Forward passes only."""
 
     triggers: int = 300
     images_per_trigger: int = 8
     law: str = "binary"
-    above: float = 0.4
+    above: float = 0.2
     knows: Knowledge = field(default=Knowledge("outputs", images=500, rule=True, size=True), init=False)
 
     def detect(self, given: Given) -> Verdict:
@@ -66,11 +63,11 @@ class Screening(Detector):
     """Score: the mean ASR of a class's samples on images of other classes that its generator never saw.
 
     sizes: None, the trigger's own, which is then among what the method knows; else those that are tried, and the
-    highest ASR of all sizes is the score. above: provisional, not yet fixed on clean models
+    highest ASR of all sizes is the score
     """
 
     settings: Settings = Settings(betas=(0.9,), steps=60, batch=16)
-    above: float = 0.8
+    above: float = 0.5
     sizes: tuple[Size, ...] | None = None
     knows: Knowledge = field(init=False)
 
@@ -136,10 +133,10 @@ class MESA(Detector):
 
     screening: Screening = field(default_factory=Screening)
     settings: Settings = Settings()
-    suspect: float = 0.3
+    suspect: float = 0.1
     most: int = 3
     sizes: int = 2
-    above: float = 0.8
+    above: float = 0.5
     knows: Knowledge = field(init=False)
 
     def __post_init__(self):
