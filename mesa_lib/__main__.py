@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("check", parents=[files], help="check parameters and data, run nothing")
     commands.add_parser("params", help="list all parameters")
     again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
-    again.add_argument("names", nargs="*", default=["00", *runner.SERIES, "05"])
+    again.add_argument("names", nargs="*", default=runner.all_notebooks())
     many = commands.add_parser("repeat", parents=[files], help="the table over several seeds, without notebooks")
     many.add_argument("--seeds", default="0,1,2,3,4", type=seeds, help="with commas between")
     many.add_argument("--triggers", help="with spaces between: 'bw:170 colour:0' (default: the parameter)")

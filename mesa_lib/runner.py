@@ -24,6 +24,8 @@ from .params import Params
 from .stages import Stages
 
 SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
+#: one attack under every defence of the bench: what the sweeps of the benchmark run
+BENCH = "one_victim"
 
 
 class SeriesFailed(RuntimeError):
@@ -34,9 +36,13 @@ def notebook(name: str) -> Path:
     """The path of a notebook by its name or the beginning of it (`02`)."""
     found = sorted((paths.root() / "notebooks").glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
     if len(found) != 1:
-        names = sorted(f.stem for f in (paths.root() / "notebooks").glob("*.ipynb"))
-        raise ValueError(f"notebook {name!r}: expected one of {', '.join(names)}")
+        raise ValueError(f"notebook {name!r}: expected one of {', '.join(all_notebooks())}")
     return found[0]
+
+
+def all_notebooks() -> list[str]:
+    """Their names, in the order in which they are read."""
+    return sorted(f.stem for f in (paths.root() / "notebooks").glob("*.ipynb"))
 
 
 def own_parameters(source: Path, p: Params) -> dict:
@@ -253,6 +259,6 @@ def reference() -> str:
     declared = {n: papermill.inspect_notebook(str(notebook(n))) for n in SERIES}
     lines = []
     for name, field in params.Params.model_fields.items():
-        where = " ".join(n[:2] for n, names in declared.items() if name in names)
-        lines.append(f"{name:<20}{field.default!r:<16}{where:<13}{field.description}")
+        where = " ".join(n[:2] for n, names in declared.items() if name in names) or BENCH
+        lines.append(f"{name:<20}{field.default!r:<15} {where:<13}{field.description}")
     return "\n".join(lines)

@@ -48,7 +48,9 @@ def tasks_of(folder, **parts):
 def test_every_sweep_of_the_project_is_good(file):
     read = sweep.read(file.stem)
     cells = list(read.each())
-    assert read.title and cells and all(notebook[:2] in "01 02 03 04" for notebook in read.notebooks)
+    assert (
+        read.title and cells and (read.notebooks == [runner.BENCH] or set(read.notebooks) <= {"01", "02", "03", "04"})
+    )
     assert len({json.dumps(own, sort_keys=True) for own, _ in cells}) == len(cells)
 
 
@@ -208,6 +210,27 @@ def test_a_task_is_done_when_its_whole_result_is_there(one):
     assert one.result() is None
     file.write_text(json.dumps({"key": one.key}))
     assert one.result() == {"key": one.key} and task.perform(one) == Outcome(one.name, "before")
+
+
+def test_a_victim_goes_through_the_bench_and_its_figures_are_published(tmp_path, empty_store):
+    grid = {"attack": ["warp"], "kinds": ["reformers"]}
+    file = written(tmp_path, grid=grid, notebooks=[runner.BENCH])
+    read = sweep.read(file)
+    (one,) = read.tasks()
+    assert task.perform(one).state == "done"
+    result = one.result()
+    assert result["attack"] == "warp" and result["planted"] == [0] and result["notebooks"] == [runner.BENCH]
+    assert [row["model"] for row in result["rows"]] == ["clean, never attacked", "attacked"]
+    assert result["reformers"]["4 bits"]["asr"]["images"] > 100 and "detectors" not in result
+    assert report.publish(tmp_path / "kept.json", read, [one]) == 1
+    report.write(read, [one], {})
+    assert pd.read_csv(one.folder.parent / "summary.csv").loc[0, "attack"] == "warp"
+
+
+@pytest.mark.parametrize("books", [[runner.BENCH, "04"], ["04", runner.BENCH], ["05"], ["02", "01"]])
+def test_the_bench_stands_alone_and_the_series_in_order(tmp_path, books):
+    with pytest.raises(ValueError, match="in this order, or one_victim alone"):
+        tasks_of(tmp_path, notebooks=books)
 
 
 def test_a_task_that_somebody_holds_is_busy(one, monkeypatch):

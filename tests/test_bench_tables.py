@@ -5,7 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mesa_lib import paper
+from mesa_lib.batch import sweep
 from mesa_lib.bench import plots, tables
+from mesa_lib.defenses import catalogue
+from mesa_lib.defenses.neural_cleanse import Reversed
 
 
 def verdict(index, above=2.0):
@@ -97,3 +101,36 @@ def test_figures_are_drawn():
     ):
         figure.canvas.draw()
         plt.close(figure)
+
+
+@pytest.mark.parametrize("name", ["bench-thresholds", "bench-detect-digits", "bench-digits"])
+def test_the_sweeps_of_the_benchmark_are_about_different_models(name):
+    tasks = sweep.read(name).tasks()
+    assert (
+        len({task.key for task in tasks})
+        == len(tasks)
+        == {"bench-thresholds": 10, "bench-detect-digits": 20}.get(name, 22)
+    )
+
+
+@pytest.mark.parametrize("name", catalogue.DETECTORS)
+def test_a_threshold_leaves_the_models_in_peace_on_which_it_was_fixed(name):
+    runs, method = paper.runs("bench-thresholds"), catalogue.DETECTORS[name]()
+    verdicts = [run["detectors"][name] for run in runs]
+    if name == "Neural Cleanse":  # found with the index of the norms
+        found = [Reversed(None, None, v["about"]["norms"], v["about"]["success"]) for v in verdicts]
+        highest = [max(method.judge(f).index) for f in found]
+    else:
+        highest = [tables.peak(v) for v in verdicts]
+    assert len(runs) == 10 and not any(run["planted"] for run in runs)
+    assert sum(value > method.above for value in highest) <= 1
+    if verdicts[0]["on"] == "scores" and name != "DL-TND":
+        assert 6 * max(highest) < method.above, "rates of success stay far below"
+
+
+def test_no_threshold_was_chosen_on_a_model_that_is_reported():
+    seeds = {
+        name: {p.seed for _, p in sweep.read(name).each()}
+        for name in ("bench-thresholds", "bench-detect-digits", "bench-digits")
+    }
+    assert not seeds["bench-thresholds"] & (seeds["bench-detect-digits"] | seeds["bench-digits"])

@@ -14,7 +14,7 @@ from .sweep import Sweep
 from .task import Outcome, Task
 
 #: the parts of a result that are rounded when it is published
-MEASURED = ("rows", "levels", "samples", "rounds", "point_triggers_asr", "seconds")
+MEASURED = ("rows", "levels", "samples", "rounds", "point_triggers_asr", "seconds", "detectors", "filters", "reformers")
 #: the columns of a summary beside those of the grid: title -> (row of the table, measure)
 COLUMNS = {
     "floor": ("clean, never attacked", "asr"),
