@@ -61,11 +61,15 @@ def histograms(shown: dict[str, dict[str, Tensor]], xlabel: str) -> Figure:
 
 
 def verdicts(found: dict[str, dict], planted: dict[str, Collection[int]], columns: int = 4) -> Figure:
-    """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged."""
+    """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged.
+
+    A class whose score is NaN has no bar.
+    """
     figure, axes = _panels(len(found), columns, 2.7, 1.9)
     for axis, (title, verdict) in zip(axes, found.items(), strict=True):
         scores = np.array(verdict["scores"], float)
-        base = min(0.0, scores.min() * 1.05) if scores.min() >= 0 or scores.max() > 0 else scores.min() * 1.1
+        low, high = np.nanmin(scores), np.nanmax(scores)
+        base = min(0.0, low * 1.05) if low >= 0 or high > 0 else low * 1.1
         colours = [COLOURS["attacked" if k in planted[title] else "clean"] for k in range(len(scores))]
         axis.bar(range(len(scores)), scores - base, bottom=base, color=colours)
         for k in verdict["flagged"]:
