@@ -111,15 +111,21 @@ def asr_of_samples(
     images_per_trigger: int = 16,
     seed: int = 0,
     precision: str = "float32",
+    place: Tensor | None = None,
 ) -> Tensor:
-    """The ASR of each of n triggers (n, 3, h, w) on its own random draw of non-target images -> (n,)."""
+    """The ASR of each of n triggers (n, 3, h, w) on its own random draw of non-target images -> (n,).
+
+    place: (row, column) at which all are stamped; None: at any
+    """
     rng = devices.rng(seed)
     others = images[(labels != target).to(images.device)].cpu()
     index = torch.randint(len(others), (len(samples) * images_per_trigger,), generator=rng)
     repeated = samples.cpu().repeat_interleave(images_per_trigger, 0)
     hits = []
     for pick, trigger in zip(index.split(BATCH), repeated.split(BATCH), strict=True):
-        hits.append(predict(model, stamp_random(others[pick].float() / 255, trigger, rng), precision) == target)
+        x = others[pick].float() / 255
+        x = stamp_random(x, trigger, rng) if place is None else stamp(x, trigger, place)
+        hits.append(predict(model, x, precision) == target)
     return torch.cat(hits).reshape(len(samples), images_per_trigger).float().mean(1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import device as devices
 from . import metrics, store
 from .bench import Bench
+from .defenses import catalogue
 from .stages import Stages
 
 #: how far a run went that was attacked and put on the bench
@@ -26,6 +27,8 @@ def of(stages: Stages, last: int = 4) -> dict:
     """
     p = stages.p
     config = {"params": p.content(), "last": last, "run": stages.identity()}
+    if last == BENCH:
+        config["methods"] = catalogue.settings(p.kinds.split(","))
 
     def make() -> tuple[dict, dict]:
         d = stages.data

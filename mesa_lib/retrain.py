@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import triggers as trigger_laws
 from .training import Edit
-from .triggers import stamp_random
+from .triggers import stamp, stamp_random
 
 #: (n, rng) -> n triggers (n, 3, h, w), or None for no trigger at all
 Source = Callable[[int, torch.Generator], Tensor] | None
@@ -31,8 +31,12 @@ def stamping(source: Source, rate: float) -> Edit | None:
     return None if source is None else applying(stamped(source), rate)
 
 
-def stamped(source: Callable[[int, torch.Generator], Tensor]) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """A change of images: each gets a trigger of its own at a random place."""
+def stamped(
+    source: Callable[[int, torch.Generator], Tensor], place: Tensor | None = None
+) -> Callable[[Tensor, torch.Generator], Tensor]:
+    """A change of images: each gets a trigger of its own, at a random place or all at one (row, column)."""
+    if place is not None:
+        return lambda images, rng: stamp(images, source(len(images), rng), place)
     return lambda images, rng: stamp_random(images, source(len(images), rng), rng)
 
 

@@ -90,27 +90,37 @@ PRESETS = {
 TestingFunction = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def success(model: nn.Module, images: Tensor, target: int, settings: Settings, precision: str) -> TestingFunction:
+def success(
+    model: nn.Module, images: Tensor, target: int, settings: Settings, precision: str, place: Tensor | None = None
+) -> TestingFunction:
     """The paper's F for a classifier: stamp a trigger on images, read the softmax of the target class.
 
-    `images` uint8 (N, 3, H, W), without those of the target class, on the model's device.
+    `images` uint8 (N, 3, H, W), without those of the target class, on the model's device. place: (row, column) of the
+    upper left corner, where it is one; None: any place, as `settings` say
     """
     check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
 
     def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
         n, m = len(triggers), settings.images_per_trigger
         index = torch.randint(len(images), (n * m,), generator=rng, device=rng.device)
-        return _answers(model, images[index], triggers, settings, precision, rng)[:, target].reshape(n, m)
+        return _answers(model, images[index], triggers, settings, precision, rng, place)[:, target].reshape(n, m)
 
     return test
 
 
 def success_of_each(
-    model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int], settings: Settings, precision: str
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    targets: Sequence[int],
+    settings: Settings,
+    precision: str,
+    places: Tensor | None = None,
 ) -> TestingFunction:
     """F of several classes in one pass: of n triggers the first n / len(targets) are judged by the first target, ...
 
-    Every class's triggers are stamped on images of other classes; `labels` (N,) are theirs.
+    Every class's triggers are stamped on images of other classes; `labels` (N,) are theirs. places: (len(targets), 2),
+    each target's own place; None: any place, as `settings` say
     """
     check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
     pools = [images[labels != target] for target in targets]
@@ -119,7 +129,8 @@ def success_of_each(
         n, m = len(triggers), settings.images_per_trigger
         each = n // len(targets) * m
         picked = [p[torch.randint(len(p), (each,), generator=rng, device=rng.device)] for p in pools]
-        answers = _answers(model, torch.cat(picked), triggers, settings, precision, rng)
+        at = None if places is None else places.repeat_interleave(each, 0)
+        answers = _answers(model, torch.cat(picked), triggers, settings, precision, rng, at)
         wanted = torch.tensor(targets, device=answers.device).repeat_interleave(each)
         return answers.gather(1, wanted[:, None]).reshape(n, m)
 
@@ -127,13 +138,20 @@ def success_of_each(
 
 
 def _answers(
-    model: nn.Module, images: Tensor, triggers: Tensor, settings: Settings, precision: str, rng: torch.Generator
+    model: nn.Module,
+    images: Tensor,
+    triggers: Tensor,
+    settings: Settings,
+    precision: str,
+    rng: torch.Generator,
+    places: Tensor | None,
 ) -> Tensor:
     """Probabilities (n * m, classes) of images uint8 (n * m, 3, H, W), m for each of n triggers."""
     x, m = images.float() / 255, settings.images_per_trigger
     repeated = triggers.repeat_interleave(m, 0)  # (n * m, 3, h, w)
-    how_many = 1 if settings.place == "batch" else len(x)
-    places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
+    if places is None:
+        how_many = 1 if settings.place == "batch" else len(x)
+        places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
     x = stamp(x, repeated, places).contiguous(memory_format=torch.channels_last)
     with devices.autocast(x.device, precision):
         logits = model(x)
@@ -389,11 +407,12 @@ def fit(
     settings: Settings,
     *,
     precision: str = "auto",
+    place: Tensor | None = None,
 ) -> TriggerDistribution:
     """Model the triggers that make `model` answer `target`, from clean images and the model alone.
 
     images uint8 (N, 3, H, W) and labels (N,) are the defender's; images of the target class are left out of F.
-    The model is used as a fixed function and is left as it was.
+    The model is used as a fixed function and is left as it was. place: as in `success`
     """
     device = next(model.parameters()).device
     others = images.to(device)[(labels != target).to(device)]
@@ -403,6 +422,6 @@ def fit(
     if settings.patience:
         unseen = torch.arange(len(others)) % 10 == 0
         others, rest = others[~unseen], others[unseen]
-        held_out = success(fixed, rest, target, settings, precision)
-    test = success(fixed, others, target, settings, precision)
+        held_out = success(fixed, rest, target, settings, precision, place)
+    test = success(fixed, others, target, settings, precision, place)
     return fit_staircase(test, (images.shape[1], *settings.trigger_size), settings, device, held_out)

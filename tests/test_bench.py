@@ -8,8 +8,9 @@ from mesa_lib.attacks import adversarial, label_flips, trojannet
 from mesa_lib.bench import Bench
 from mesa_lib.defenses import pruning
 from mesa_lib.defenses.base import Given
-from mesa_lib.defenses.mesa import MESA, Screening
+from mesa_lib.defenses.mesa import MESA
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
+from mesa_lib.defenses.screening import Rule, Screening
 from mesa_lib.defenses.squeezing import FeatureSqueezing
 from mesa_lib.device import rng
 from mesa_lib.stages import Stages
@@ -175,6 +176,22 @@ def test_ten_classes_cost_mesa_at_most_four_times_one(victim):
     assert ten < 4 * own.stages.distribution()[1].made["seconds"]
 
 
+def test_mesa_finds_and_repairs_a_backdoor_at_one_place_that_it_has_to_look_for(victim):
+    own = victim("corner")
+    assert own.verdict("MESA").result["flagged"] == []
+    found = own.verdict("MESA, any place or one").result
+    assert found["flagged"] == [TARGET] and set(found["about"]["suspects"]["0"]) == {"3x3 at one place"}
+    row, column = found["about"]["places"]["3x3 at one place"][TARGET]
+    assert min(row, column) >= 26, "near the corner (29, 29)"
+    accuracy, asr = rates(own, own.repaired("MESA, target and place unknown"))
+    assert accuracy > 0.95 and asr < 0.1 and rates(own, own.repaired("MESA"))[1] > 0.5
+
+
+def test_mesa_at_one_place_leaves_a_clean_model_in_peace(victim):
+    found = victim("none").verdict("MESA, any place or one").result
+    assert found["flagged"] == [] and max(found["scores"]) < 0.1
+
+
 def test_mesa_repairs_a_class_that_it_found_itself(victim):
     own = victim("patch")
     accuracy, asr = rates(own, own.repaired("MESA, target unknown"))
@@ -187,9 +204,9 @@ def test_mesa_models_a_suspect_at_every_size_that_fires(victim):
     method = MESA(Screening(sizes=((2, 2), (4, 4))), settings=quick)
     assert not method.knows.size
     found = method.search(own.given(method.knows))
-    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {(2, 2), (4, 4)}
-    assert (4, 4) in found.models[TARGET], "a larger patch can hold the planted one"
-    assert found.models[TARGET][4, 4].sample(2, rng(0)).shape == (2, 3, 4, 4)
+    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {Rule((2, 2)), Rule((4, 4))}
+    assert Rule((4, 4)) in found.models[TARGET], "a larger patch can hold the planted one"
+    assert found.models[TARGET][Rule((4, 4))].sample(2, rng(0)).shape == (2, 3, 4, 4)
     assert method.judge(found).about["suspects"]["0"]["4x4"] > 0.5
 
 

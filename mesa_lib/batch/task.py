@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from .. import metrics, params, paths, record, runner, store
+from ..defenses import catalogue
 from ..params import Params
 from ..stages import Stages
 
@@ -55,6 +56,8 @@ class Task:
         about = {"params": p.content(), "run": stages.identity(), "notebooks": list(notebooks)}
         if any(name.startswith("03") for name in notebooks):  # the only one that draws other triggers beside
             about["compare"] = p.compare
+        if runner.BENCH in notebooks:
+            about["methods"] = catalogue.settings(p.kinds.split(","))
         key = store.key(about)
         words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in own.values()] or ["only"]
         runs = paths.runs().absolute()

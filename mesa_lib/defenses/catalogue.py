@@ -6,16 +6,27 @@ The published one stands where at most one of the ten exceeds it (DeepInspect); 
 at least six times the highest. A test compares them with the published results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 
 from .base import Detector, Filter, Reformer, Repairer
 from .deepinspect import DeepInspect
 from .df_tnd import DFTND
 from .dl_tnd import DLTND
 from .fine_tuning import FineTuning
-from .mesa import MESA, MESADetected, MESARepair, PointRepair, RandomTriggers, Screening, any_size, any_size_detected
+from .mesa import (
+    MESA,
+    MESADetected,
+    MESARepair,
+    PointRepair,
+    any_place,
+    any_place_detected,
+    any_size,
+    any_size_detected,
+)
 from .neural_cleanse import NeuralCleanse, Unlearning
 from .pruning import FinePruning, Pruning, careful_fine_pruning
+from .screening import RandomTriggers, Screening
 from .squeezing import SQUEEZERS, FeatureSqueezing
 from .strip import STRIP, adding
 
@@ -24,6 +35,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "MESA screening": Screening,
     "MESA": MESA,
     "MESA, any size": any_size,
+    "MESA, any place or one": any_place,
     "Neural Cleanse": NeuralCleanse,
     "DeepInspect": DeepInspect,
     "DL-TND": DLTND,
@@ -39,6 +51,7 @@ REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "MESA": MESARepair,
     "MESA, target unknown": MESADetected,
     "MESA, target and size unknown": any_size_detected,
+    "MESA, target and place unknown": any_place_detected,
 }
 FILTERS: dict[str, Callable[[], Filter]] = {
     "STRIP, sums": adding,
@@ -46,3 +59,14 @@ FILTERS: dict[str, Callable[[], Filter]] = {
     "Feature Squeezing": FeatureSqueezing,
 }
 REFORMERS: dict[str, Reformer] = SQUEEZERS
+
+
+def settings(kinds: Iterable[str]) -> dict[str, dict]:
+    """All that the methods of some kinds (`detectors`, `repairers`, ...) are made of, thresholds included."""
+    made = {
+        "detectors": {name: method() for name, method in DETECTORS.items()},
+        "repairers": {name: method() for name, method in REPAIRERS.items()},
+        "filters": {name: method() for name, method in FILTERS.items()},
+        "reformers": REFORMERS,
+    }
+    return {kind: {name: asdict(method) for name, method in made[kind].items()} for kind in kinds}

@@ -1,134 +1,41 @@
 """MESA as a defence of its own: which class is backdoored (the paper's first step), and the repair.
 
-Screening models a trigger distribution for every class at once, at one level and for a few steps; a class whose samples
-fire often on images that the generator never saw is a suspect. The full staircase is modelled for suspects only, and a
-suspect whose samples fire on nearly all unseen images is flagged. Where the trigger's size is not known, it tries some.
+After the screening the full staircase is modelled for suspects only, and a suspect whose samples fire on most unseen
+images is flagged.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor, nn
 
-from .. import device as devices
-from .. import metrics, point, retrain, staircase, triggers
-from ..data import Split
+from .. import point, retrain, staircase
 from ..staircase import Settings, TriggerDistribution
 from .base import Detector, Given, Knowledge, Repair, Repairer, Verdict, anomaly_index
-
-Size = tuple[int, int]
-#: what a defender tries who does not know the trigger's size
-SQUARES: tuple[Size, ...] = ((2, 2), (3, 3), (4, 4), (5, 5))
-
-
-@dataclass
-class RandomTriggers(Detector):
-    """The plainest rival: mean ASR per class of random patches of extreme colours. Forward passes only."""
-
-    triggers: int = 300
-    images_per_trigger: int = 8
-    law: str = "binary"
-    above: float = 0.2
-    knows: Knowledge = field(default=Knowledge("outputs", images=500, rule=True, size=True), init=False)
-
-    def detect(self, given: Given) -> Verdict:
-        rng = devices.rng(given.seed)
-        drawn = triggers.random(self.triggers, self.law, rng, given.size)
-        index = torch.randint(len(given.clean), (self.triggers * self.images_per_trigger,), generator=rng)
-        images, labels = given.clean.images[index.to(given.clean.images.device)].cpu(), given.clean.labels.cpu()[index]
-        stamped = triggers.stamp_random(images.float() / 255, drawn.repeat_interleave(self.images_per_trigger, 0), rng)
-        answers = given.outputs(stamped).argmax(1)
-        scores = [float((answers[labels != k] == k).float().mean()) for k in range(given.classes)]
-        return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores")
-
-
-def halves(given: Given) -> tuple[Split, Split]:
-    """The defender's images: those that the generators see, and those on which their samples are judged."""
-    half = len(given.clean) // 2
-    return given.clean[:half], given.clean[half:]
-
-
-def success_on(kept: Split, fitted: TriggerDistribution, label: int, given: Given) -> float:
-    """Mean ASR of 100 samples towards a class, on images of other classes."""
-    drawn = fitted.sample(100, devices.rng(given.seed + 5, given.device)).cpu()
-    rates = metrics.asr_of_samples(
-        given.model, kept.images, kept.labels, drawn, label, images_per_trigger=8, precision=given.precision
-    )
-    return float(rates.mean())
-
-
-@dataclass
-class Screening(Detector):
-    """Score: the mean ASR of a class's samples on images of other classes that its generator never saw.
-
-    sizes: None, the trigger's own, which is then among what the method knows; else those that are tried, and the
-    highest ASR of all sizes is the score
-    """
-
-    settings: Settings = Settings(betas=(0.9,), steps=60, batch=16)
-    above: float = 0.5
-    sizes: tuple[Size, ...] | None = None
-    knows: Knowledge = field(init=False)
-
-    def __post_init__(self):
-        self.knows = Knowledge("gradients", images=2000, rule=True, size=self.sizes is None)
-
-    def rates(self, given: Given) -> dict[Size, list[float]]:
-        """size -> how often each class's samples fire on held-out images."""
-        return {size: self._at(given, size) for size in self.sizes or (given.size,)}
-
-    def _at(self, given: Given, size: Size) -> list[float]:
-        """All classes at once: their triggers share every pass through the model."""
-        s = replace(self.settings, trigger_size=size, seed=given.seed)
-        seen, kept = halves(given)
-        every = range(given.classes)
-        together = staircase.success_of_each(
-            given.model, seen.images.to(given.device), seen.labels.to(given.device), every, s, given.precision
-        )  # fmt: skip
-        seeds = [given.seed + 31 * k for k in every]
-        levels = staircase.fit_levels(together, (3, *size), [s.betas[0]] * len(every), s, given.device, seeds)
-        short = [TriggerDistribution([level], [1.0], s) for level in levels]
-        return [success_on(kept, fitted, k, given) for k, fitted in enumerate(short)]
-
-    def detect(self, given: Given) -> Verdict:
-        rates = self.rates(given)
-        scores = highest(rates)
-        index = anomaly_index(scores, "high").tolist()
-        return Verdict(scores, index, self.above, "scores", {"rates": by_size(rates)})
-
-
-def highest(rates: dict[Size, list[float]]) -> list[float]:
-    """Of every class the highest of all sizes."""
-    return [max(of_class) for of_class in zip(*rates.values(), strict=True)]
-
-
-def by_size(found: dict[Size, object]) -> dict[str, object]:
-    """The same with sizes as text, `3x3`, as results are kept."""
-    return {f"{height}x{width}": value for (height, width), value in found.items()}
+from .screening import SQUARES, Rule, Screened, Screening, ScreeningPlaces, halves, in_words, success_on
 
 
 @dataclass
 class Searched:
     """What MESA's detector found.
 
-    screened: the screening's rates, by size, of every class; models: the full distributions of each suspect, by size;
-    rates: the mean ASR of the samples of their highest level on held-out images
+    screened: the screening; models: the full distributions of each suspect, by rule; rates: the mean ASR of the samples
+    of their highest level on held-out images
     """
 
-    screened: dict[Size, list[float]]
-    models: dict[int, dict[Size, TriggerDistribution]]
-    rates: dict[int, dict[Size, float]]
+    screened: Screened
+    models: dict[int, dict[Rule, TriggerDistribution]]
+    rates: dict[int, dict[Rule, float]]
 
 
 @dataclass
 class MESA(Detector):
     """Screening, the full staircase for the suspects, a verdict.
 
-    Suspects are the classes whose screening exceeds `suspect`, at most the `most` highest; where several sizes were
-    tried, they are modelled at those at which they did, at most the `sizes` highest. A suspect's score is the mean ASR
-    of the samples of its highest level on held-out images (of all sizes the highest), any other class's that of its
-    screening.
+    Suspects are the classes whose screening exceeds `suspect`, at most the `most` highest; where several rules (sizes,
+    places) were tried, they are modelled by those by which they did, at most the `sizes` highest. A suspect's score is
+    the mean ASR of the samples of its highest level on held-out images (of all rules the highest), any other class's
+    that of its screening.
     """
 
     screening: Screening = field(default_factory=Screening)
@@ -143,32 +50,35 @@ class MESA(Detector):
         self.knows = self.screening.knows
 
     def search(self, given: Given) -> Searched:
-        screened = self.screening.rates(given)
-        scores = highest(screened)
+        screened = self.screening.screen(given)
+        scores = screened.highest
         order = sorted(range(given.classes), key=lambda k: -scores[k])
         found = Searched(screened, {}, {})
         seen, kept = halves(given)
         for k in [k for k in order[: self.most] if scores[k] > self.suspect]:
             found.models[k], found.rates[k] = {}, {}
-            firing = [size for size, rates in screened.items() if rates[k] > self.suspect]
-            for size in sorted(firing, key=lambda size: -screened[size][k])[: self.sizes]:
-                s = replace(self.settings, trigger_size=size, seed=given.seed)
-                fitted = staircase.fit(given.model, seen.images, seen.labels, k, s, precision=given.precision)
-                found.models[k][size] = fitted
-                found.rates[k][size] = success_on(kept, fitted.at(max(s.betas)), k, given)
+            firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
+            for rule in sorted(firing, key=lambda rule: -screened.rates[rule][k])[: self.sizes]:
+                s, place = replace(self.settings, trigger_size=rule.size, seed=given.seed), screened.place(rule, k)
+                fitted = staircase.fit(
+                    given.model, seen.images, seen.labels, k, s, precision=given.precision, place=place
+                )
+                found.models[k][rule] = fitted
+                found.rates[k][rule] = success_on(kept, fitted.at(max(s.betas)), k, given, place)
         return found
 
     def detect(self, given: Given) -> Verdict:
         return self.judge(self.search(given))
 
     def judge(self, found: Searched) -> Verdict:
-        scores = highest(found.screened)
+        scores = found.screened.highest
         for k, rates in found.rates.items():
             scores[k] = max(rates.values())
         about = {
-            "screened": by_size(found.screened),
-            "suspects": {str(k): by_size(rates) for k, rates in found.rates.items()},
+            "screened": in_words(found.screened.rates),
+            "suspects": {str(k): in_words(rates) for k, rates in found.rates.items()},
         }
+        about["places"] = {str(rule): at.tolist() for rule, at in found.screened.places.items() if at is not None}
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
 
 
@@ -177,12 +87,17 @@ def any_size() -> MESA:
     return MESA(Screening(sizes=SQUARES))
 
 
+def any_place() -> MESA:
+    """The same for a defender who knows the size, and not whether the backdoor answers anywhere or at one place."""
+    return MESA(ScreeningPlaces())
+
+
 # --- repairs ---------------------------------------------------------------------------------------------
 
 
-def retrained(given: Given, sources: Iterable[retrain.Source]) -> nn.Module:
-    """The model after the defender's retraining, with triggers of the sources, drawn evenly."""
-    change = retrain.one_of([retrain.stamped(source) for source in sources])
+def retrained(given: Given, changes: Iterable) -> nn.Module:
+    """The model after the defender's retraining, with triggers stamped by these changes of images, drawn evenly."""
+    change = retrain.one_of(list(changes))
     given.train(given.model, given.clean, retrain.applying(change, given.rate))
     return given.model
 
@@ -202,12 +117,12 @@ class MESARepair(Repairer):
         fitted = staircase.fit(
             given.model, given.clean.images, given.clean.labels, given.target, settings, precision=given.precision
         )
-        return Repair(retrained(given, [fitted.sample]))
+        return Repair(retrained(given, [retrain.stamped(fitted.sample)]))
 
 
 @dataclass
 class MESADetected(Repairer):
-    """Detect, then retrain on samples of every flagged class and size whose model fires; unchanged if there is none."""
+    """Detect, then retrain on samples of every flagged class and rule whose model fires; unchanged if there is none."""
 
     detector: MESA = field(default_factory=MESA)
     knows: Knowledge = field(init=False)
@@ -218,18 +133,23 @@ class MESADetected(Repairer):
     def repair(self, given: Given) -> Repair:
         found = self.detector.search(given.narrowed(self.detector.knows))
         fires = {
-            (k, size): fitted.sample
+            (k, rule): retrain.stamped(fitted.sample, found.screened.place(rule, k))
             for k, models in found.models.items()
-            for size, fitted in models.items()
-            if found.rates[k][size] > self.detector.above
+            for rule, fitted in models.items()
+            if found.rates[k][rule] > self.detector.above
         }
-        about = {"flagged": sorted({k for k, _ in fires}), "sizes": sorted({size for _, size in fires})}
+        about = {"flagged": sorted({k for k, _ in fires}), "rules": sorted({str(rule) for _, rule in fires})}
         return Repair(retrained(given, fires.values()) if fires else given.model, about)
 
 
 def any_size_detected() -> MESADetected:
     """The same for a defender who does not know the trigger's size."""
     return MESADetected(any_size())
+
+
+def any_place_detected() -> MESADetected:
+    """The same for a defender who does not know whether the backdoor answers anywhere or at one place."""
+    return MESADetected(any_place())
 
 
 @dataclass
@@ -243,4 +163,4 @@ class PointRepair(Repairer):
             given.model, given.clean.images, given.target, seed=given.seed, size=given.size,
             precision=given.precision,
         )  # fmt: skip
-        return Repair(retrained(given, [retrain.fixed(found)]))
+        return Repair(retrained(given, [retrain.stamped(retrain.fixed(found))]))
