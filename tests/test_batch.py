@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from mesa_lib import __main__, params, paths, record, runner, store, triggers
 from mesa_lib.batch import cluster, command, report, run, sweep, task
 from mesa_lib.batch.task import Outcome
+from mesa_lib.defenses import catalogue
+from mesa_lib.defenses.screening import RandomTriggers
 from mesa_lib.stages import Stages
 
 TINY = {
@@ -225,6 +227,18 @@ def test_a_victim_goes_through_the_bench_and_its_figures_are_published(tmp_path,
     assert report.publish(tmp_path / "kept.json", read, [one]) == 1
     report.write(read, [one], {})
     assert pd.read_csv(one.folder.parent / "summary.csv").loc[0, "attack"] == "warp"
+
+
+def test_a_threshold_that_changes_makes_another_task_of_the_bench_and_of_no_other(tmp_path, monkeypatch):
+    def keys():
+        grid = {"kinds": ["detectors", "filters"]}
+        bench = tasks_of(tmp_path, grid=grid, notebooks=[runner.BENCH])
+        return [one.key for one in [*bench, *tasks_of(tmp_path)]]
+
+    before = keys()
+    monkeypatch.setitem(catalogue.DETECTORS, "random triggers", lambda: RandomTriggers(above=0.21))
+    after = keys()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("books", [[runner.BENCH, "04"], ["04", runner.BENCH], ["05"], ["02", "01"]])

@@ -63,6 +63,14 @@ def test_random_sources_stamp_each_image_with_a_trigger_of_its_own(name, values)
         assert torch.equal(drawn[:, :9], drawn[:, 9:18]) and torch.equal(drawn[:, :9], drawn[:, 18:])
 
 
+def test_all_triggers_can_be_stamped_at_one_place():
+    images, _ = batch(50)
+    stamped = retrain.stamped(SOURCES["fixed"], torch.tensor([1, 4]))(images, rng())
+    expected = images.clone()
+    expected[:, :, 1:4, 4:7] = 2 + triggers.colour(0)
+    assert torch.equal(stamped, expected)
+
+
 def test_any_sampler_can_be_a_source():
     asked = []
 

@@ -415,3 +415,35 @@ def test_measured_information_grows_with_what_the_triggers_tell_of_the_noise(mon
         for known in (0, 1, 3)
     ]
     assert abs(found[0]) < 0.1 and 0.7 < found[1] < found[2] - 0.5
+
+
+# --- at one place ----------------------------------------------------------------------------------------
+
+
+class Window(torch.nn.Module):
+    """The classes' logits are means of red in three windows of 4x4."""
+
+    at = ((0, 0), (4, 4), (0, 4))
+
+    def forward(self, x):
+        return torch.stack([x[:, 0, r : r + 4, c : c + 4].mean((1, 2)) for r, c in self.at], 1)
+
+
+def test_triggers_are_stamped_where_the_testing_function_is_told():
+    images, white = torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 3, 4, 4)
+    settings = Settings(trigger_size=(4, 4), images_per_trigger=3)
+    full, empty = math.e / (math.e + 2), 1 / (math.e + 2)
+    for place, value in (((4, 4), full), ((0, 0), empty)):
+        test = staircase.success(Window(), images, 1, settings, "float32", torch.tensor(place))
+        assert torch.allclose(test(white, rng()), torch.full((2, 3), value))
+
+
+def test_every_target_can_have_a_place_of_its_own():
+    images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2] * 2)
+    settings = Settings(trigger_size=(4, 4), images_per_trigger=2)
+    test = staircase.success_of_each(
+        Window(), images, labels, [1, 2], settings, "float32", torch.tensor([[4, 4], [0, 0]])
+    )
+    found = test(torch.ones(4, 3, 4, 4), rng())  # the first two are judged by class 1, at its window
+    full, empty = math.e / (math.e + 2), 1 / (math.e + 2)
+    assert torch.allclose(found, torch.tensor([full, full, empty, empty])[:, None].expand(4, 2))
