@@ -92,6 +92,17 @@ def test_inputs():
     assert tables.reformers(RUNS)["median"].round(6).to_dict() == {"patch": 40, "warp": 25, "none": 1}
 
 
+def test_a_dot_is_hollow_where_another_class_is_highest():
+    verdicts = [verdict([0.1, 3.0]), verdict([3.0, 0.1]), verdict([3.0, 0.1])]
+    planted = [[1], [1], []]
+    runs = [{"planted": p, "detectors": {"one": v}} for p, v in zip(planted, verdicts, strict=True)]
+    assert tables.hits(runs) == {"one": {"clean": [True], "attacked": [True, False]}}
+    figure = plots.models(tables.peaks(runs), tables.limits(runs), hits=tables.hits(runs))
+    opaque = [c.get_facecolors()[:, 3].tolist() for c in figure.axes[0].collections]
+    assert opaque == [[1], [1, 0]]
+    plt.close(figure)
+
+
 def test_figures_are_drawn():
     table = pd.DataFrame(np.eye(3), index=list("abc"), columns=list("xyz"))
     for figure in (

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +8,10 @@ from mesa_lib import classifiers
 from mesa_lib.attacks import trojannet
 from mesa_lib.data import Split
 from mesa_lib.defenses import base, catalogue
-from mesa_lib.defenses.base import Given, Knowledge
+from mesa_lib.defenses.base import Given, Knowledge, Memory
 from mesa_lib.defenses.deepinspect import deviation_factor
 from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
+from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
 from mesa_lib.defenses.squeezing import BitDepth, FeatureSqueezing, Median, NonLocalMeans
 from mesa_lib.defenses.strip import OVERLAYS, STRIP
 
@@ -236,3 +239,40 @@ def test_overlays_mix_as_their_names_say():
     assert mixed == {"sum": 1.4, "clipped sum": 1.0, "half": 0.7, "more input": 0.74}
     with pytest.raises(ValueError, match="overlay = 'glue'"):
         STRIP(overlay="glue")
+
+
+# --- what was found once -----------------------------------------------------------------------------------
+
+
+def test_what_was_found_once_is_not_searched_again_and_its_seconds_are_known():
+    memory, asked = Memory(), []
+
+    def find():
+        asked.append(1)
+        time.sleep(0.05)
+        return asked
+
+    assert memory.once("a", find) is memory.once("a", find) and asked == [1] and memory.saved >= 0.05
+    memory.once("b", find)
+    assert asked == [1, 1]
+
+
+def test_a_repair_takes_what_the_detector_found(monkeypatch):
+    asked = []
+
+    def search(self, given):
+        asked.append(given.knows)
+        return Reversed(torch.zeros(4, 1, 16, 16), torch.zeros(4, 3, 16, 16), [5.0, 5.0, 5.0, 5.0], [1.0] * 4)
+
+    monkeypatch.setattr(NeuralCleanse, "_search", search)
+    memory = Memory()
+
+    def handed(knows, memory):
+        return Given(knows, victim(), clean(), 4, train=lambda *a: [], memory=memory)
+
+    NeuralCleanse().detect(handed(NeuralCleanse().knows, memory))
+    Unlearning().repair(handed(Unlearning().knows, memory))
+    assert asked == [NeuralCleanse().knows], "once"
+    Unlearning(NeuralCleanse(steps=41)).repair(handed(Unlearning().knows, memory))
+    Unlearning().repair(handed(Unlearning().knows, Memory()))
+    assert len(asked) == 3, "other settings, another memory"

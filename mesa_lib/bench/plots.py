@@ -81,15 +81,24 @@ def verdicts(found: dict[str, dict], planted: dict[str, Collection[int]], column
     return figure
 
 
-def models(scores: dict[str, dict[str, Sequence[float]]], limits: dict[str, float], title: str = "") -> Figure:
-    """One number a model, side by side: detector -> group (`clean` or another) -> values, and its threshold."""
+def models(
+    scores: dict[str, dict[str, Sequence[float]]],
+    limits: dict[str, float],
+    title: str = "",
+    hits: dict[str, dict[str, Sequence[bool]]] | None = None,
+) -> Figure:
+    """One number a model, side by side: detector -> group (`clean` or another) -> values, and its threshold.
+
+    hits: the same with booleans; a dot whose is False is hollow
+    """
     figure, axes = _panels(len(scores), 4, 3.1, 2.8)
     for axis, (name, groups) in zip(axes, scores.items(), strict=True):
         for at, (group, values) in enumerate(groups.items()):
             spread = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [0]
-            axis.scatter(
-                at + np.array(spread), values, s=28, color=COLOURS["clean" if group == "clean" else "attacked"]
-            )
+            colour = COLOURS["clean" if group == "clean" else "attacked"]
+            filled = hits[name][group] if hits else [True] * len(values)
+            faces = [colour if full else "none" for full in filled]
+            axis.scatter(at + np.array(spread), values, s=28, facecolors=faces, edgecolors=colour)
         axis.axhline(limits[name], color="0.3", linestyle="--", linewidth=1)
         axis.set(xticks=range(len(groups)), xticklabels=groups, xlim=(-0.5, len(groups) - 0.5))
         axis.set_title(name, fontsize=10)

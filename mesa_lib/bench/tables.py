@@ -48,6 +48,18 @@ def peaks(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def hits(runs: list[dict]) -> dict[str, dict[str, list[bool]]]:
+    """The same as `peaks`: whether that class was planted (of a clean model: True)."""
+    found: dict[str, dict[str, list[bool]]] = {}
+    for run in runs:
+        group = "attacked" if run["planted"] else "clean"
+        for name, verdict in run["detectors"].items():
+            highest = int(np.argmax(verdict[verdict["on"]]))
+            mine = found.setdefault(name, {"clean": [], "attacked": []})
+            mine[group].append(not run["planted"] or highest in run["planted"])
+    return found
+
+
 def limits(runs: list[dict]) -> dict[str, float]:
     """The threshold of every detector."""
     return {name: verdict["above"] for name, verdict in runs[0]["detectors"].items()}

@@ -10,6 +10,7 @@ more is an error, so no defence can see the true trigger, the attack or the eval
 """
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
@@ -31,7 +32,7 @@ class Knowledge:
     model: `outputs`, probabilities of images of its choice; `gradients`, the network as a fixed function that can be
     differentiated; `weights`, the network itself. images: the most clean labelled images that it uses, 0: none, None:
     all that the defender has. target: the attacker's target class. rule: that the trigger is a patch which covers what
-    is under it, at any place; size: its height and width
+    is under it, at any place (some methods: or at one that they look for); size: its height and width
     """
 
     model: Literal["outputs", "gradients", "weights"]
@@ -77,6 +78,26 @@ class Fixed(nn.Module):
         return self._answer(x)
 
 
+class Memory:
+    """What was found out about one model, so that a detector and the repair that begins with it search once.
+
+    saved: seconds that would have been spent again
+    """
+
+    def __init__(self):
+        self.saved, self._known = 0.0, {}
+
+    def once(self, key: str, find: Callable[[], object]):
+        if key in self._known:
+            found, seconds = self._known[key]
+            self.saved += seconds
+            return found
+        start = time.monotonic()
+        found = find()
+        self._known[key] = found, time.monotonic() - start
+        return found
+
+
 class Given:
     """What a defender hands to a method: as much as the method declares, and no more.
 
@@ -97,13 +118,15 @@ class Given:
         precision: str = "float32",
         rate: float = 0.2,
         train: Callable[..., list[dict]] | None = None,
+        memory: "Memory | None" = None,
     ):
         """clean: the defender's images (uint8) and labels; of a method that uses fewer a draw by `seed` is handed on.
 
         seed: the defender's, which must not be the attacker's: a trigger may have been drawn from that
         train(model, images, edit): how this defender retrains models; rate: on how many of the images triggers are
-        stamped then
+        stamped then. memory: of what this defender found out about this model from these images before
         """
+        self._memory = memory or Memory()
         self.knows, self.classes, self.seed, self.precision = knows, classes, seed, precision
         self.device = next(model.parameters()).device
         self.image_size = tuple(clean.images.shape[-2:])
@@ -123,7 +146,12 @@ class Given:
             own |= {"train": train, "rate": rate}
         self._own = own
         told = {"target": target, "size": size, "seed": seed, "precision": precision, "rate": rate, "train": train}
+        told["memory"] = self._memory
         self._with = lambda less: Given(less, model, clean, classes, **told)
+
+    def once(self, method: object, find: Callable[[], object]):
+        """What `find` returns, or what it returned to a method with the same settings and knowledge before."""
+        return self._memory.once(f"{method!r} {self.knows!r}", find)
 
     def narrowed(self, knows: Knowledge) -> "Given":
         """The same for a method that is part of this one, with what that declares: NotGiven if it is more."""

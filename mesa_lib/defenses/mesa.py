@@ -50,6 +50,9 @@ class MESA(Detector):
         self.knows = self.screening.knows
 
     def search(self, given: Given) -> Searched:
+        return given.once(self, lambda: self._search(given))
+
+    def _search(self, given: Given) -> Searched:
         screened = self.screening.screen(given)
         scores = screened.highest
         order = sorted(range(given.classes), key=lambda k: -scores[k])
@@ -139,6 +142,8 @@ class MESADetected(Repairer):
             if found.rates[k][rule] > self.detector.above
         }
         about = {"flagged": sorted({k for k, _ in fires}), "rules": sorted({str(rule) for _, rule in fires})}
+        left = set(self.detector.judge(found).flagged) - {k for k, _ in fires}
+        about["flagged and not repaired"] = sorted(left)  # more classes than are modelled
         return Repair(retrained(given, fires.values()) if fires else given.model, about)
 
 

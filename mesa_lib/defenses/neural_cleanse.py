@@ -55,6 +55,9 @@ class NeuralCleanse(Detector):
     knows: Knowledge = field(default=Knowledge("gradients", images=300), init=False)
 
     def search(self, given: Given) -> Reversed:
+        return given.once(self, lambda: self._search(given))
+
+    def _search(self, given: Given) -> Reversed:
         k, device = given.classes, given.device
         rng = devices.rng(given.seed, device)
         images = given.clean.images.to(device)

@@ -23,7 +23,10 @@ def grid(image_size: tuple[int, int], size: tuple[int, int], stride: int) -> Ten
 
 @torch.no_grad()
 def answers(given: Given, places: Tensor, size: tuple[int, int], each: int) -> Tensor:
-    """How often `each` random patches of extreme colours turn images of other classes -> (classes, P)."""
+    """How often `each` random patches of extreme colours turn images of other classes -> (classes, P).
+
+    Each patch is stamped on one drawn image.
+    """
     rng, clean, rates = devices.rng(given.seed + 3), given.clean, []
     images, labels = clean.images.cpu(), clean.labels.cpu()
     for some in places.split(max(1, 512 // each)):
