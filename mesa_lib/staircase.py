@@ -123,14 +123,17 @@ def success_of_each(
     each target's own place; None: any place, as `settings` say
     """
     check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
-    pools = [images[labels != target] for target in targets]
+    pools = [(labels != target).nonzero()[:, 0] for target in targets]
+    for target, pool in zip(targets, pools, strict=True):
+        if len(pool) == 0:
+            raise ValueError(f"target = {target}: no image of another class to test triggers on")
 
     def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
         n, m = len(triggers), settings.images_per_trigger
         each = n // len(targets) * m
         picked = [p[torch.randint(len(p), (each,), generator=rng, device=rng.device)] for p in pools]
         at = None if places is None else places.repeat_interleave(each, 0)
-        answers = _answers(model, torch.cat(picked), triggers, settings, precision, rng, at)
+        answers = _answers(model, images[torch.cat(picked)], triggers, settings, precision, rng, at)
         wanted = torch.tensor(targets, device=answers.device).repeat_interleave(each)
         return answers.gather(1, wanted[:, None]).reshape(n, m)
 

@@ -438,6 +438,12 @@ def test_triggers_are_stamped_where_the_testing_function_is_told():
         assert torch.allclose(test(white, rng()), torch.full((2, 3), value))
 
 
+def test_a_target_without_images_of_other_classes_is_refused():
+    images, labels = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 1, 1])
+    with pytest.raises(ValueError, match="target = 1: no image of another class"):
+        staircase.success_of_each(Window(), images, labels, [0, 1], Settings(trigger_size=(4, 4)), "float32")
+
+
 def test_every_target_can_have_a_place_of_its_own():
     images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2] * 2)
     settings = Settings(trigger_size=(4, 4), images_per_trigger=2)
