@@ -237,6 +237,18 @@ def test_pairs_flip_to_the_class_after():
     assert torch.equal(found[changed], (labels[changed] + 1) % 10)
 
 
+def test_a_spot_is_one_place_inside_the_image_drawn_by_the_seed():
+    found = set()
+    for seed in range(12):
+        own = attacks.build("spot", attacks.Setting(triggers.pattern(170), 0, 10, (16, 16), 0.1, seed))
+        changed = (own.backdoor.apply(torch.full((5, 3, 16, 16), 0.5), rng()) != 0.5).any(1)
+        assert bool((changed == changed[0]).all()), "the same for every image"
+        rows, columns = changed[0].nonzero().T
+        assert min(rows.min(), columns.min()) >= 1 and max(rows.max(), columns.max()) <= 14
+        found.add((int(rows.min()), int(columns.min())))
+    assert len(found) > 6
+
+
 # --- the catalogue ---------------------------------------------------------------------------------------
 
 

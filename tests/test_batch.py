@@ -107,7 +107,7 @@ BAD = {
     ),
     "published nowhere": ({"--publish": "nowhere/r.json"}, "r.json: its folder is not there"),
     "target": ({"set": TINY | {"target": 12}}, "target = 12: expected a class from 0 to 9"),
-    "notebook": ({"notebooks": ["09"]}, "notebook '09'"),
+    "notebook": ({"notebooks": ["99"]}, "notebook '99'"),
     "order": ({"notebooks": ["02", "01"]}, "notebooks = 02, 01; expected some of 01_attacking"),
     "quickstart": ({"notebooks": ["00"]}, "expected some of 01_attacking"),
     "file": ({"params": ["nothing"]}, "parameter file 'nothing': not found"),

@@ -184,7 +184,9 @@ def test_mesa_finds_and_repairs_a_backdoor_at_one_place_that_it_has_to_look_for(
     row, column = found["about"]["places"]["3x3 at one place"][TARGET]
     assert min(row, column) >= 26, "near the corner (29, 29)"
     accuracy, asr = rates(own, own.repaired("MESA, target and place unknown"))
-    assert accuracy > 0.95 and asr < 0.1 and rates(own, own.repaired("MESA"))[1] > 0.5
+    left = {name: rates(own, own.repaired(name))[1] for name in ("fine-tuning", "MESA")}
+    assert accuracy > 0.95 and asr < 0.1 < 0.5 < left["fine-tuning"], left
+    assert asr < left["MESA"], "told the class, and stamped anywhere: 15 to 97 %, by seed and number of threads"
 
 
 def test_mesa_at_one_place_leaves_a_clean_model_in_peace(victim):

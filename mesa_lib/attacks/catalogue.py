@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .. import device as devices
+from ..triggers import random_places
 from . import badnets, blended, pruning_aware, reflection, trojannet, warp
 from .base import Backdoor, Planted, Workshop, all_to_all, all_to_one, poison
 
@@ -78,6 +80,13 @@ def _patch(s: Setting) -> Attack:
 
 def _corner(s: Setting) -> Attack:
     return _trained(Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_one(s.target)), s.rate, s.size)
+
+
+def _spot(s: Setting) -> Attack:
+    # one place somewhere inside the image, which nobody can guess as a corner can be guessed
+    inner = [side - 2 for side in s.image_size]
+    place = 1 + random_places(1, inner, s.size, devices.rng(s.seed + 41))[0]
+    return _trained(Backdoor(badnets.patch(s.trigger, tuple(place.tolist())), all_to_one(s.target)), s.rate, s.size)
 
 
 def _all_to_all(s: Setting) -> Attack:
@@ -153,6 +162,7 @@ def _trojannet(s: Setting) -> Attack:
 ATTACKS: dict[str, Callable[[Setting], Attack]] = {
     "patch": _patch,
     "corner": _corner,
+    "spot": _spot,
     "all-to-all": _all_to_all,
     "class-specific": _class_specific,
     "one-pixel": _one_pixel,
