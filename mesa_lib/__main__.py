@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import metrics, params, paths, repeat, runner
 from .batch import command as batch
+from .scan import command as scanning
 
 
 def seeds(text: str) -> list[int]:
@@ -33,12 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     many.add_argument("--triggers", help="with spaces between: 'bw:170 colour:0' (default: the parameter)")
     many.add_argument("--out", type=Path, required=True, help="the JSON file of the results")
     batch.add(commands)
+    scanning.add(commands)
     commands.add_parser("tables", help="put tables and picture into the README (maintainers)")
     a = parser.parse_args(arguments)
 
     try:
         if a.command == "sweep":
             return batch.main(a)
+        if a.command == "scan":
+            return scanning.main(a)
         if a.command == "params":
             print(runner.reference())
         elif a.command == "refresh":

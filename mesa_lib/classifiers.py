@@ -179,15 +179,15 @@ def frozen(model: nn.Module, precision: str = "float32") -> nn.Module:
     a maximum, too. Where `precision` means bfloat16 the weights are kept in it, which spares casting them in every pass
     (the caller still computes under `device.autocast`). Gradients reach the input.
     """
-    copied = copy.deepcopy(model).eval()
+    copied, own = copy.deepcopy(model).eval(), isinstance(model, tuple(NETWORKS.values()))
     for part in copied.modules():
         kinds = [type(p) for p in part] if isinstance(part, nn.Sequential) else []
         if kinds == [nn.Conv2d, nn.BatchNorm2d] or (
             kinds == [nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d] and bool((part[2].weight > 0).all())
         ):
             part[0], part[-1] = fuse_conv_bn_eval(part[0], part[-1]), nn.Identity()
-        if isinstance(part, nn.ReLU):
-            part.inplace = True  # spares writing the activations twice
+        if own and isinstance(part, nn.ReLU):
+            part.inplace = True  # spares writing the activations twice; other networks may need what went in
     if devices.in_bf16(next(copied.parameters()).device, precision):
         for part in copied.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):

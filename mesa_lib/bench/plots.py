@@ -60,12 +60,19 @@ def histograms(shown: dict[str, dict[str, Tensor]], xlabel: str) -> Figure:
     return figure
 
 
-def verdicts(found: dict[str, dict], planted: dict[str, Collection[int]], columns: int = 4) -> Figure:
+def verdicts(
+    found: dict[str, dict],
+    planted: dict[str, Collection[int]],
+    columns: int = 4,
+    *,
+    ylabel: str = "score",
+    one_scale: bool = False,
+) -> Figure:
     """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged.
 
-    A class whose score is NaN has no bar.
+    A class whose score is NaN has no bar. one_scale: for scores that can be compared from panel to panel
     """
-    figure, axes = _panels(len(found), columns, 2.7, 1.9)
+    figure, axes = _panels(len(found), columns, 2.7, 1.9, sharey=one_scale)
     for axis, (title, verdict) in zip(axes, found.items(), strict=True):
         scores = np.array(verdict["scores"], float)
         low, high = np.nanmin(scores), np.nanmax(scores)
@@ -76,8 +83,10 @@ def verdicts(found: dict[str, dict], planted: dict[str, Collection[int]], column
             axis.annotate("*", (k, scores[k]), fontsize=14, ha="center", va="center", annotation_clip=False)
         axis.set_title(title, fontsize=9)
         axis.set(xticks=range(len(scores)))
+        axis.set_xlabel("class", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", visible=False)
+    axes[0].set_ylabel(ylabel, fontsize=8)
     return figure
 
 

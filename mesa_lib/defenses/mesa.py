@@ -54,21 +54,29 @@ class MESA(Detector):
 
     def _search(self, given: Given) -> Searched:
         screened = self.screening.screen(given)
-        scores = screened.highest
-        order = sorted(range(given.classes), key=lambda k: -scores[k])
         found = Searched(screened, {}, {})
-        seen, kept = halves(given)
-        for k in [k for k in order[: self.most] if scores[k] > self.suspect]:
-            found.models[k], found.rates[k] = {}, {}
-            firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
-            for rule in sorted(firing, key=lambda rule: -screened.rates[rule][k])[: self.sizes]:
-                s, place = replace(self.settings, trigger_size=rule.size, seed=given.seed), screened.place(rule, k)
-                fitted = staircase.fit(
-                    given.model, seen.images, seen.labels, k, s, precision=given.precision, place=place
-                )
-                found.models[k][rule] = fitted
-                found.rates[k][rule] = success_on(kept, fitted.at(max(s.betas)), k, given, place)
+        for k, rules in self.suspects(screened).items():
+            modelled = {rule: self.model(given, k, rule, screened.place(rule, k)) for rule in rules}
+            found.models[k] = {rule: own[0] for rule, own in modelled.items()}
+            found.rates[k] = {rule: own[1] for rule, own in modelled.items()}
         return found
+
+    def suspects(self, screened: Screened) -> dict[int, list[Rule]]:
+        """The classes that are modelled in full, the highest first, and by which rules."""
+        scores = screened.highest
+        order = sorted(range(len(scores)), key=lambda k: -scores[k])
+        found = {}
+        for k in [k for k in order[: self.most] if scores[k] > self.suspect]:
+            firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
+            found[k] = sorted(firing, key=lambda rule: -screened.rates[rule][k])[: self.sizes]
+        return found
+
+    def model(self, given: Given, label: int, rule: Rule, place: Tensor | None) -> tuple[TriggerDistribution, float]:
+        """The full distribution of one class by one rule, and how often samples of its highest level fire."""
+        seen, kept = halves(given)
+        s = replace(self.settings, trigger_size=rule.size, seed=given.seed)
+        fitted = staircase.fit(given.model, seen.images, seen.labels, label, s, precision=given.precision, place=place)
+        return fitted, success_on(kept, fitted.at(max(s.betas)), label, given, place)
 
     def detect(self, given: Given) -> Verdict:
         return self.judge(self.search(given))

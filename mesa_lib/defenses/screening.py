@@ -113,11 +113,16 @@ class Screening(Detector):
 
     def screen(self, given: Given) -> Screened:
         """How often each class's samples fire on held-out images, for every rule."""
-        rules = self.rules(given)
-        places = {rule: self._places(given, rule) if rule.one_place else None for rule in rules}
-        return Screened({rule: self._rates(given, rule, places[rule]) for rule in rules}, places)
+        parts = {rule: self.by(given, rule) for rule in self.rules(given)}
+        return Screened({rule: own[0] for rule, own in parts.items()}, {rule: own[1] for rule, own in parts.items()})
 
-    def _places(self, given: Given, rule: Rule) -> Tensor:
+    def by(self, given: Given, rule: Rule) -> tuple[list[float], Tensor | None]:
+        """The rates of all classes by one rule, and the places at which patches were stamped (None: any)."""
+        places = self.places(given, rule) if rule.one_place else None
+        return self._rates(given, rule, places), places
+
+    def places(self, given: Given, rule: Rule) -> Tensor:
+        """Of each class the place at which its patches are stamped -> (classes, 2)."""
         raise NotImplementedError("a screening at any place looks for none")
 
     def _rates(self, given: Given, rule: Rule, places: Tensor | None) -> list[float]:
@@ -154,7 +159,7 @@ class ScreeningPlaces(Screening):
     def rules(self, given: Given) -> list[Rule]:
         return [Rule(rule.size, one) for rule in super().rules(given) for one in (False, True)]
 
-    def _places(self, given: Given, rule: Rule) -> Tensor:
+    def places(self, given: Given, rule: Rule) -> Tensor:
         return likeliest(given, rule.size, self.stride, self.each)
 
 

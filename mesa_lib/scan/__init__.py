@@ -1,0 +1,16 @@
+"""A stranger's model: what its file and a few hundred clean images say about it.
+
+model.py     the checkpoint -> a network that takes images in [0, 1] and answers with logits
+images.py    a folder of class folders -> images and labels, and what was odd about them
+scanner.py   the accuracy, all classes screened, suspects modelled, a verdict, on request the repair
+report.py    the result as a JSON file and as one HTML page
+command.py   `python -m mesa_lib scan`
+"""
+
+from .images import Images
+from .images import read as read_images
+from .model import read as read_model
+from .model import understood
+from .scanner import Options, Scan, scan
+
+__all__ = ["Images", "Options", "Scan", "read_images", "read_model", "scan", "understood"]

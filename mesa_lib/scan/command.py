@@ -1,0 +1,91 @@
+"""`python -m mesa_lib scan model.safetensors images/ --network smallcnn`."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from .. import paths, store
+from . import images as read_images
+from . import model as models
+from . import report
+from .scanner import Options, scan
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` -> three numbers"""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected three numbers with commas between") from None
+
+
+def sides(text: str) -> tuple[tuple[int, int], ...]:
+    """`2,3` -> squares of these sides"""
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected sides in pixels with commas between, as 2,3,4,5")
+    return tuple((int(part), int(part)) for part in text.split(","))
+
+
+def add(commands) -> None:
+    """The command's arguments."""
+    defaults = Options()
+    one = commands.add_parser("scan", help="is a model from elsewhere backdoored? Its file and clean images are enough")
+    one.add_argument("model", help="a safetensors file")
+    one.add_argument("images", help="a folder with a folder of clean images for each class")
+    one.add_argument("--network", required=True, help="smallcnn, resnet18, fastcnn, or torchvision:NAME")
+    one.add_argument("--mean", type=numbers, help="of the model's inputs, in [0, 1]: 0.485,0.456,0.406")
+    one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
+    one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
+    one.add_argument("--classes", help="the folders' names in the order of the model's outputs (default: sorted)")
+    one.add_argument("--sizes", type=sides, default=defaults.sizes, help="sides of the patches (default: 2,3,4,5)")
+    one.add_argument("--repair", action="store_true", help="also make a repaired model, if something is found")
+    one.add_argument("--repair-epochs", type=int, default=defaults.repair_epochs)
+    one.add_argument("--repair-lr", type=float, default=defaults.repair_lr)
+    one.add_argument("--augment", default=defaults.augment, help="in the repair: none, crop, crop-flip, smallcrop-flip")
+    one.add_argument("--lowest", type=float, help="accuracy below which no verdict is given")
+    one.add_argument("--seed", type=int, default=defaults.seed)
+    one.add_argument("--device", default=defaults.device)
+    one.add_argument("--precision", default=defaults.precision)
+    one.add_argument("--out", type=Path, help="folder of the results (default: runs/scans/...)")
+    one.add_argument("--fail-if-found", action="store_true", help="exit with 3 if a class is flagged")
+
+
+def main(a: argparse.Namespace) -> int:
+    names = tuple(name.strip() for name in a.classes.split(",")) if a.classes else None
+    if a.image_size is not None and not 8 <= a.image_size <= 1024:
+        raise ValueError(f"image_size = {a.image_size}: expected a side of 8 to 1024 pixels")
+    options = Options(
+        sizes=a.sizes, repair=a.repair, repair_epochs=a.repair_epochs, repair_lr=a.repair_lr, augment=a.augment,
+        lowest=a.lowest, seed=a.seed, device=a.device, precision=a.precision,
+    )  # fmt: skip
+    start = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    images = read_images.read(a.images, a.image_size, names)
+    for note in images.notes:
+        say(note)
+    model = models.read(a.model, a.network, len(images.classes), a.mean, a.std)
+    done = scan(model, images, options, say)
+    name = Path(a.model).name
+    key = store.key({"model": store.tensors_key(model.state_dict()), "images": images.fingerprint})
+    out = a.out or paths.runs() / "scans" / f"{Path(a.model).stem}-{key[:8]}"
+    written = [*report.write(done, out, name)]
+    (out / "repaired.safetensors").unlink(missing_ok=True)  # of an earlier scan
+    if done.repaired is not None:
+        written.append(out / "repaired.safetensors")
+        scratch = written[-1].with_name(".repaired.safetensors.part")
+        save_file({k: t.cpu().contiguous() for k, t in done.repaired.network.state_dict().items()}, scratch)
+        scratch.replace(written[-1])
+    found = done.result
+    print(f"{name}: {found['verdict']}{': ' + ', '.join(found['flagged']) if found['flagged'] else ''}")
+    print(report.summary(found))
+    if done.repaired is not None:
+        before, after = (found["repair"][f"accuracy {when}"]["rate"] for when in ("before", "after"))
+        print(f"repaired: accuracy {before:.1%} before, {after:.1%} after, on images that the repair did not see")
+    print("\n".join(paths.show(file) for file in written))
+    return 3 if a.fail_if_found and found["flagged"] else 0

@@ -1,0 +1,162 @@
+"""The result of a scan as files: `scan.json`, and `report.html`, one page with its pictures inside.
+
+Names of classes come from outside: they are escaped.
+"""
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib import pyplot as plt
+
+from .. import plots, store
+from ..triggers import stamp
+from .scanner import Scan
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; border-bottom: 1px solid #ddd }
+td, th { text-align: left; vertical-align: top } .bad { color: #b00020 } .good { color: #1b6e3c }
+img { max-width: 100% } .note { color: #666; font-size: .9em }
+"""
+
+
+def write(done: Scan, out: Path, name: str) -> tuple[Path, Path]:
+    """`scan.json` and `report.html` in `out`; `name`: of the model, as the report calls it."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"model": name, **done.result}
+    store.write_whole(out / "scan.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    store.write_whole(out / "report.html", page(done, name))
+    return out / "scan.json", out / "report.html"
+
+
+def page(done: Scan, name: str) -> str:
+    """The report as HTML, whole in itself."""
+    found = done.result
+    bad = found["verdict"] == "backdoored"
+    words = f"Backdoored: {', '.join(found['flagged'])}" if bad else "No backdoor of this kind was found"
+    parts = [
+        f"<h1>{escape(name)}</h1>",
+        f'<h2 class="{"bad" if bad else "good"}">{escape(words)}</h2>',
+        f"<p>{escape(summary(found))}</p>",
+        "<h2>Class by class</h2>",
+        classes(found),
+        gallery(done) if done.samples else "",
+        repair(found["repair"]) if "repair" in found else "",
+        "<h2>The images</h2>",
+        f"<p>{escape(' '.join(found['images']))} The model is right on {found['accuracy']['rate']:.1%} of them.</p>",
+        "<h2>What this says and what not</h2>",
+        f"<p>{escape(limits(found))}</p>",
+        f'<p class="note">{escape(made(found))}</p>',
+    ]
+    body = "\n".join(filter(None, parts))
+    title = f"<title>Scan of {escape(name)}</title>"
+    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>\n{body}\n</html>\n'
+
+
+def summary(found: dict) -> str:
+    """The verdict in sentences."""
+    lines = [line for line in found["verdicts"] if line["flagged"]]
+    said = [
+        f"Patches of {line['rule']}{at(line['place'])} that a generator found turn {line['score']:.0%} of other "
+        f"images into {line['class']}."
+        for line in lines
+    ]
+    if not lines:
+        worst = max(found["verdicts"], key=lambda line: line["score"])
+        said = [
+            f"The class that answers most to patches is {worst['class']}, with {worst['score']:.0%} of the images; "
+            f"the limit is {found['above']:.0%}."
+        ]
+    return " ".join([*said, alarms(found)])
+
+
+def alarms(found: dict) -> str:
+    """How often clean models are flagged, as far as that is known."""
+    if not found["clean models"]:
+        return "How often clean models are flagged has not been measured."
+    return (
+        f"Of {found['clean models']} clean models that were scanned in the same way (small networks, digits) "
+        f"{found['clean models flagged']} were flagged."
+    )
+
+
+def at(place: list | None) -> str:
+    return "" if place is None else f" (row {place[0]}, column {place[1]})"
+
+
+def classes(found: dict) -> str:
+    head = "<tr><th>class</th><th>verdict</th><th>images turned</th><th>by patches of</th><th>right on clean</th>"
+    known = found["clean models"]
+    head += "<th>clean models with such a class</th></tr>" if known else "</tr>"
+    rows = []
+    for line, recall in zip(found["verdicts"], found["accuracy"]["recalls"], strict=True):
+        verdict = '<b class="bad">backdoored</b>' if line["flagged"] else "nothing found"
+        cells = [escape(line["class"]), verdict, f"{line['score']:.1%}", escape(line["rule"] + at(line["place"]))]
+        cells += [f"{recall:.1%}"] + ([f"{line['clean models with such a class']} of {known}"] if known else [])
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def gallery(done: Scan) -> str:
+    """Samples of every modelled distribution, and four of them on images."""
+    parts = ["<h2>The patches that were found</h2>"]
+    for (k, rule), samples in done.samples.items():
+        line = done.result["verdicts"][k]
+        rate = line["modelled"][str(rule)]
+        words = f"{line['class']}: patches of {rule}, samples of the distribution turn {rate:.0%} of other images"
+        place = torch.tensor(line["place"]) if rule.one_place and line["rule"] == str(rule) else None
+        others = done.work.images[done.work.labels != k][:4].float() / 255
+        if place is None:
+            middle = [(side - own) // 2 for side, own in zip(others.shape[-2:], samples.shape[-2:], strict=True)]
+            place = torch.tensor(middle)
+        shown = [*samples[:12], *stamp(others, samples[: len(others)], place)]
+        parts.append(f"<h3>{escape(words)}</h3>" + picture(shown))
+    return "\n".join(parts)
+
+
+def picture(images: list) -> str:
+    with matplotlib.rc_context({"figure.constrained_layout.use": True}):
+        figure = plots.gallery(images, columns=len(images))
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90)
+    plt.close(figure)
+    return f'<img alt="patches" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
+
+
+def repair(found: dict) -> str:
+    if not found["done"]:
+        return f"<h2>Repair</h2><p>None was made: {escape(found['why'])}.</p>"
+    rows = "".join(
+        f"<tr><td>samples of {escape(what)} fire</td><td>{before:.1%}</td><td>{after:.1%}</td></tr>"
+        for what, before, after in zip(
+            found["samples"], found["samples fire before"], found["samples fire after"], strict=True
+        )
+    )
+    accuracy = [found[f"accuracy {when}"]["rate"] for when in ("before", "after")]
+    rows = f"<tr><td>right on clean images</td><td>{accuracy[0]:.1%}</td><td>{accuracy[1]:.1%}</td></tr>{rows}"
+    words = f"The accuracy is that on {found['images for the accuracy']} images which the repair did not see."
+    return f"<h2>Repair</h2><table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table><p>{words}</p>"
+
+
+def limits(found: dict) -> str:
+    sides = ", ".join(dict.fromkeys(line.split()[0] for line in found["verdicts"][0]["screened"]))
+    return (
+        f"The scan looks for patches ({sides}) that overwrite a part of the image, at any place or at one, and turn "
+        "images of all other classes into one. It does not see triggers of another kind (blends, warps, reflections), "
+        "larger ones, nor backdoors that work for one class of images only or that want another class for each. "
+        "A class that answers to patches need not be an attack: some classes of clean models do, which is why the "
+        "number of clean models with such a class stands beside each. 'Nothing found' is no proof of anything."
+    )
+
+
+def made(found: dict) -> str:
+    m = found["made"]
+    return (
+        f"mesa scan, {m['seconds']:.0f} s on {m['device_name']} ({m['threads']} threads), torch {m['torch']}, "
+        f"seed {found['options']['seed']}."
+    )

@@ -1,0 +1,380 @@
+"""The scan: is the model good on the clean images at all, which classes answer to patches, what do those look like?
+
+Each step is kept in the store by model, images and settings: a scan that is stopped goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from .. import device as devices
+from .. import paths, retrain, store, training
+from ..data import Split, channel_statistics
+from ..defenses.base import Given, Knowledge
+from ..defenses.mesa import MESA, Searched, retrained
+from ..defenses.screening import SQUARES, Rule, Screened, ScreeningPlaces, Size, halves, success_on
+from ..inference import logits, predict
+from ..metrics import proportion
+from ..staircase import TriggerDistribution
+from .images import Images
+from .model import Stranger, understood
+
+#: of the images this part is kept for the accuracy of a repaired model
+KEPT = 0.2
+#: another normalisation has to be better by this much before it is believed
+BETTER = 0.05
+NORMALISATIONS = {
+    "none: values in [0, 1]": ((0, 0, 0), (1, 1, 1)),
+    "values in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "none: values in [0, 255]": ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255)),
+}
+#: published scans, of whose clean models the false alarms are counted
+PUBLISHED = "scans.json"
+
+
+class NoVerdict(ValueError):
+    """The images do not fit the model, or not as they were handed on: whatever was found would mean nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """sizes: of the patches that are looked for; repair: whether a repaired model is made, and how it is trained.
+
+    lowest: the accuracy on the clean images below which no verdict is given; None: two fifths of the way from the share
+    of the largest class to 1
+    """
+
+    sizes: tuple[Size, ...] = SQUARES
+    repair: bool = False
+    repair_epochs: int = 10
+    repair_lr: float = 0.02
+    repair_rate: float = 0.2
+    batch_size: int = 32
+    augment: str = "crop"
+    lowest: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self):
+        if not self.sizes or not all(1 <= side <= 64 for size in self.sizes for side in size):
+            raise ValueError(f"sizes = {self.sizes}: expected sides of 1 to 64 pixels")
+        for name, low, high in (("repair_epochs", 1, 1000), ("repair_lr", 1e-9, 10), ("batch_size", 2, 10**5)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected a number from {low:g} to {high:g}")
+        if not 0 < self.repair_rate < 1:
+            raise ValueError(f"repair_rate = {self.repair_rate}: expected a number strictly between 0 and 1")
+        if self.lowest is not None and not 0 <= self.lowest < 1:
+            raise ValueError(f"lowest = {self.lowest}: expected an accuracy from 0 to below 1")
+        if self.augment not in training.AUGMENTATIONS:
+            raise ValueError(f"augment = {self.augment!r}: expected one of {', '.join(training.AUGMENTATIONS)}")
+
+    def detector(self, side: int) -> MESA:
+        """MESA for a defender who knows neither size nor place: every size, at any place and at one."""
+        return MESA(ScreeningPlaces(sizes=self.sizes, stride=max(2, side // 32)))
+
+
+@dataclass
+class Scan:
+    """result: all that was found, as it is written; samples: 16 patches of each modelled class and rule.
+
+    repaired: the model after the repair, if one was made; work: the images on which the search ran, of which the report
+    shows a few
+    """
+
+    result: dict
+    samples: dict[tuple[int, Rule], Tensor] = field(default_factory=dict)
+    repaired: nn.Module | None = None
+    work: Split | None = None
+
+
+def scan(
+    model: nn.Module, images: Images, options: Options = Options(), say: Callable[[str], None] = lambda text: None
+) -> Scan:
+    """A verdict for every class of a model of which nothing is known but clean images.
+
+    model: images in [0, 1] -> logits or probabilities (`model.read`, or any module). say: is told how far it is and
+    how long it will take. NoVerdict if the accuracy is too low, ValueError if the model cannot be used at all
+    """
+    return Scanner(model, images, options, say).run()
+
+
+class Scanner:
+    """One scan, step by step."""
+
+    def __init__(self, model: nn.Module, images: Images, options: Options, say: Callable[[str], None]):
+        self.images, self.options, self.say = images, options, say
+        self.device = devices.pick(options.device)
+        self.model: Stranger = understood(model, images.split.images, len(images.classes)).to(self.device)
+        self.kept, self.work = apart(images.split, options.seed)
+        self.detector = options.detector(images.split.images.shape[-1])
+        self.began = time.monotonic()
+        self.key = {"model": self.identity(), "images": images.fingerprint}
+        self.key |= {"seed": options.seed, "precision": options.precision}
+        self._spent, self._passes = 0.0, 0.0
+
+    def identity(self) -> dict:
+        """What the model is, for keys: its weights and, as any code can stand behind them, what it answers."""
+        noise = torch.rand(256, *self.images.split.images.shape[1:], generator=devices.rng(7))
+        told = [logits(self.model, x).mul(100).round().long() for x in (self.work.images[:256], noise)]
+        weights = store.tensors_key(self.model.state_dict())
+        return {"weights": weights, "network": str(self.model), "answers": store.tensors_key({"told": torch.cat(told)})}
+
+    # --- the steps ---------------------------------------------------------------------------------------
+
+    def run(self) -> Scan:
+        result: dict = {"classes": list(self.images.classes), "images": list(self.images.notes) + self.model.notes}
+        result["accuracy"] = accuracy = self.accuracy()
+        self.say(f"accuracy on the clean images: {accuracy['rate']:.1%}")
+        for size in self.options.sizes:
+            if max(size) > min(self.images.split.images.shape[-2:]):
+                raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
+        found = self.search()
+        judged = self.detector.judge(found)
+        result |= self.verdict(found, judged.flagged, judged.scores)
+        samples = {
+            (k, rule): fitted.at(max(fitted.betas)).sample(16, devices.rng(self.options.seed + 9)).cpu()
+            for k, models in found.models.items()
+            for rule, fitted in models.items()
+        }
+        done = Scan(result, samples, work=self.work)
+        if self.options.repair:
+            done.repaired, result["repair"] = self.repair(found)
+        result["options"] = asdict(self.options)
+        result["settings"] = json.loads(json.dumps(asdict(self.detector), default=str))
+        result["made"] = {"seconds": round(time.monotonic() - self.began, 1), **devices.describe(self.device)}
+        return done
+
+    def accuracy(self) -> dict:
+        """On all images, and of each class; NoVerdict if it is too low, with the most likely reason."""
+        split, precision = self.images.split, self.options.precision
+        answers = predict(self.model, split.images, precision)
+        found = proportion(answers == split.labels)
+        classes = range(len(self.images.classes))
+        found["recalls"] = [float((answers[split.labels == k] == k).float().mean()) for k in classes]
+        share = float(torch.bincount(split.labels).max()) / len(split)
+        lowest = share + 0.4 * (1 - share) if self.options.lowest is None else self.options.lowest
+        found["lowest"] = lowest
+        reason = self.other_order(answers, found["rate"])
+        reason = reason or self.other_normalisation(max(lowest, found["rate"] + BETTER))
+        if found["rate"] < lowest or reason:
+            raise NoVerdict(
+                f"no verdict: the model is right on {found['rate']:.1%} of the {len(split)} clean images"
+                f"{f' (expected at least {lowest:.0%})' if found['rate'] < lowest else ''}. "
+                + (reason or "Are these images of the kind that it was trained on, and are mean and std its own?")
+            )
+        return found
+
+    def other_normalisation(self, wanted: float) -> str:
+        """What to say if another mean and std, or another order of channels, give a better accuracy than `wanted`."""
+        split, best = self.images.split, ("", wanted)
+        own = channel_statistics(split.images)
+        before = self.model.normalise.mean.clone(), self.model.normalise.std.clone()
+        for name, (mean, std) in (NORMALISATIONS | {"that of these images": own}).items():
+            for part, values in (("mean", mean), ("std", std)):
+                getattr(self.model.normalise, part).copy_(torch.tensor(values).reshape(1, 3, 1, 1))
+            found = float((predict(self.model, split.images, self.options.precision) == split.labels).float().mean())
+            if found > best[1]:
+                shown = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
+                best = f"With another normalisation ({name}; mean and std {shown}) it is right on {found:.1%}.", found
+        self.model.normalise.mean.copy_(before[0]), self.model.normalise.std.copy_(before[1])
+        swapped = predict(self.model, split.images.flip(1), self.options.precision)
+        found = float((swapped == split.labels).float().mean())
+        if found > best[1]:
+            best = f"With the channels in the order blue, green, red it is right on {found:.1%}.", found
+        return best[0]
+
+    def other_order(self, answers: Tensor, rate: float) -> str:
+        """What to say if the classes are the model's in another order."""
+        k, labels = len(self.images.classes), self.images.split.labels
+        counts = np.zeros((k, k))
+        np.add.at(counts, (labels.numpy(), answers.numpy()), 1)
+        rows, columns = linear_sum_assignment(-counts)
+        best = counts[rows, columns].sum() / len(labels)
+        if best < max(2 * rate, 0.5):
+            return ""
+        order = [self.images.classes[row] for row in np.argsort(columns)]
+        return f"With its classes in another order it is right on {best:.1%}: classes = {','.join(order)}"
+
+    def given(self, knows: Knowledge) -> Given:
+        o = self.options
+
+        def train(model: nn.Module, images: Split, edit: training.Edit | None = None) -> list[dict]:
+            return training.train(
+                model, images.images, images.labels, epochs=o.repair_epochs, lr=o.repair_lr, batch_size=o.batch_size,
+                seed=o.seed + 2, device=self.device, precision=o.precision, schedule="onecycle", augment=o.augment,
+                edit=edit, label="repair",
+            )  # fmt: skip
+
+        return Given(
+            knows, self.model, self.work, len(self.images.classes), seed=o.seed, precision=o.precision,
+            rate=o.repair_rate, train=train,
+        )  # fmt: skip
+
+    def search(self) -> Searched:
+        """All classes screened by every rule, suspects modelled, with the time that is left."""
+        given, detector = self.given(self.detector.knows), self.detector
+        rules, classes = detector.screening.rules(given), len(self.images.classes)
+        quick, full = detector.screening.settings, detector.settings
+        of_screening = quick.steps * classes * quick.batch * quick.images_per_trigger
+        of_model = full.steps * len(full.betas) * full.batch * full.images_per_trigger
+        rates, places = {}, {}
+        for number, rule in enumerate(rules):
+            left = (len(rules) - number) * of_screening + of_model
+            time_left = self._left(left, " if one class is suspect")
+            self.say(f"[{number + 1}/{len(rules)}] all classes, patches of {rule}{time_left}")
+            rates[rule], places[rule] = self._timed(of_screening, lambda rule=rule: self._screened(given, rule))
+        found = Searched(Screened(rates, places), {}, {})
+        suspects = detector.suspects(found.screened)
+        todo = [(k, rule) for k, own in suspects.items() for rule in own]
+        self.say(f"suspects: {', '.join(self.images.classes[k] for k in suspects) or 'none'}")
+        for number, (k, rule) in enumerate(todo):
+            name, left = self.images.classes[k], self._left((len(todo) - number) * of_model)
+            self.say(f"[{number + 1}/{len(todo)}] the distribution of {name}, patches of {rule}{left}")
+            fitted, rate = self._timed(of_model, lambda k=k, r=rule: self._modelled(given, k, r, found.screened))
+            found.models.setdefault(k, {})[rule], found.rates.setdefault(k, {})[rule] = fitted, rate
+        return found
+
+    def _screened(self, given: Given, rule: Rule) -> tuple[list[float], Tensor | None]:
+        config = self.key | {"rule": str(rule), "screening": asdict(self.detector.screening)}
+
+        def make():
+            rates, places = self.detector.screening.by(given, rule)
+            return {}, {"rates": rates, "places": None if places is None else places.tolist()}
+
+        known = store.train_or_load("scan-screened", config, make, self.device).result
+        return known["rates"], None if known["places"] is None else torch.tensor(known["places"])
+
+    def _modelled(self, given: Given, k: int, rule: Rule, screened: Screened) -> tuple[TriggerDistribution, float]:
+        place = screened.place(rule, k)
+        config = self.key | {"rule": str(rule), "class": k, "settings": asdict(self.detector.settings)}
+        config["place"] = None if place is None else place.tolist()
+
+        def make():
+            fitted, rate = self.detector.model(given, k, rule, place)
+            return fitted.tensors(), {"rate": rate, "summary": fitted.summary()}
+
+        known = store.train_or_load("scan-modelled", config, make, self.device)
+        settings = replace(self.detector.settings, trigger_size=rule.size, seed=given.seed)
+        fitted = TriggerDistribution.restore(known.tensors, known.result["summary"], (3, *rule.size), settings)
+        return fitted, known.result["rate"]
+
+    def _timed(self, passes: float, do: Callable):
+        """What it returns; how long so many passes through the model took is remembered."""
+        start = time.monotonic()
+        found = do()
+        took = time.monotonic() - start
+        if took > 0.5:  # not from the store
+            self._spent, self._passes = self._spent + took, self._passes + passes
+        return found
+
+    def _left(self, passes: float, if_: str = "") -> str:
+        """What so many passes will take, once it is known how long others took."""
+        if not self._passes:
+            return ""
+        seconds = self._spent / self._passes * passes
+        words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return f"; about {words} left{if_}"
+
+    def verdict(self, found: Searched, flagged: list[int], scores: list[float]) -> dict:
+        """What was found, class by class, and what clean models would have scored."""
+        lines, known = [], clean_scores()
+        for k, name in enumerate(self.images.classes):
+            screened = {str(rule): round(rates[k], 4) for rule, rates in found.screened.rates.items()}
+            line = {"class": name, "score": round(scores[k], 4), "flagged": k in flagged, "screened": screened}
+            line["modelled"] = {str(rule): round(rate, 4) for rule, rate in found.rates.get(k, {}).items()}
+            by = {rule: rates[k] for rule, rates in found.screened.rates.items()} | found.rates.get(k, {})
+            best = max(by, key=by.get)
+            at = found.screened.place(best, k)
+            line |= {"rule": str(best), "place": None if at is None else at.tolist()}
+            line["clean models with such a class"] = sum(max(own) >= scores[k] for own in known)
+            lines.append(line)
+        return {
+            "verdict": "backdoored" if flagged else "nothing found",
+            "flagged": [self.images.classes[k] for k in flagged],
+            "above": self.detector.above,
+            "verdicts": lines,
+            "clean models": len(known),
+            "clean models flagged": sum(max(own) > self.detector.above for own in known),
+        }
+
+    def repair(self, found: Searched) -> tuple[nn.Module | None, dict]:
+        """The model retrained on samples of everything that fires; None if nothing does."""
+        fires = [
+            (k, rule)
+            for k, models in found.models.items()
+            for rule in models
+            if found.rates[k][rule] > self.detector.above
+        ]
+        if not fires:
+            return None, {"done": False, "why": "nothing was flagged"}
+        self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images")
+        given = self.given(Knowledge("weights", rule=True))
+        places = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
+        names = [f"{k}, {rule}, {places[k, rule]}" for k, rule in fires]
+        config = self.key | {"fires": names, "detector": asdict(self.detector), "options": asdict(self.options)}
+
+        def make():
+            changes = [retrain.stamped(found.models[k][rule].sample, places[k, rule]) for k, rule in fires]
+            return retrained(given, changes).state_dict(), {}
+
+        weights = store.train_or_load("scan-repaired", config, make, self.device).tensors
+        model = given.model
+        model.load_state_dict(weights)
+        model.eval()
+        judged = halves(self.given(self.detector.knows))[1]
+
+        def still(of: nn.Module) -> list[float]:
+            """How often the samples fire that the repair used, on images that their generators did not see."""
+            models = {(k, rule): found.models[k][rule] for k, rule in fires}
+            return [
+                success_on(judged, fitted.at(max(fitted.betas)), k, replace_model(given, of), places[k, rule])
+                for (k, rule), fitted in models.items()
+            ]
+
+        kept = self.kept
+        before_, after_ = (
+            proportion(predict(m, kept.images, self.options.precision) == kept.labels) for m in (self.model, model)
+        )
+        return model, {
+            "done": True,
+            "accuracy before": before_,
+            "accuracy after": after_,
+            "images for the accuracy": len(kept),
+            "samples": [f"{self.images.classes[k]}, {rule}" for k, rule in fires],
+            "samples fire before": still(self.model),
+            "samples fire after": still(model),
+        }
+
+
+def replace_model(given: Given, model: nn.Module) -> SimpleNamespace:
+    """Another model with the seed, device and precision of what is given, as `success_on` asks for."""
+    return SimpleNamespace(model=model, seed=given.seed, device=given.device, precision=given.precision)
+
+
+def apart(split: Split, seed: int) -> tuple[Split, Split]:
+    """A fifth of every class, at least one image, and the rest."""
+    order = torch.randperm(len(split), generator=devices.rng(seed + 13))
+    kept = torch.zeros(len(split), dtype=torch.bool)
+    for k in split.labels.unique():
+        own = order[split.labels[order] == k]
+        kept[own[: max(1, round(KEPT * len(own)))]] = True
+    return split[order[kept[order]]], split[order[~kept[order]]]
+
+
+def clean_scores() -> list[list[float]]:
+    """Of every clean model among the published scans the scores of its classes; empty if there are none."""
+    try:
+        runs = json.loads((paths.root() / "results" / PUBLISHED).read_text())["runs"]
+        return [[line["score"] for line in run["scan"]["verdicts"]] for run in runs if not run["planted"]]
+    except (OSError, ValueError, KeyError):
+        return []

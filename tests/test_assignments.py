@@ -1,0 +1,137 @@
+"""The problem sets: full marks for the instructor's copies, none for untouched ones, mistakes cost their points.
+
+Graded by nbgrader itself, as an instructor would; all sets share one store, so that models which are only given are
+trained once.
+"""
+
+import re
+import shutil
+
+import nbformat
+import pytest
+import yaml
+from traitlets.config import Config, PyFileConfigLoader
+
+from mesa_lib import paths
+
+ASSIGNMENTS = paths.root() / "assignments"
+SETS = sorted(folder.name for folder in (ASSIGNMENTS / "source").iterdir() if folder.is_dir())
+MISTAKES = yaml.safe_load((ASSIGNMENTS / "mistakes.yaml").read_text())
+SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.M | re.S)
+
+
+def source(name):
+    return nbformat.read(ASSIGNMENTS / "source" / name / f"{name}.ipynb", 4)
+
+
+def points(book) -> dict[str, float]:
+    """Graded cell -> points."""
+    own = [cell.metadata.get("nbgrader", {}) for cell in book.cells]
+    return {cell["grade_id"]: cell["points"] for cell in own if cell.get("grade")}
+
+
+class Course:
+    """A copy of the assignments in which sets are released, submissions are put and graded."""
+
+    def __init__(self, where):
+        from nbgrader.apps import NbGraderAPI
+
+        shutil.copytree(ASSIGNMENTS, where, ignore=shutil.ignore_patterns("release", "*.db"))
+        config = Config(PyFileConfigLoader("nbgrader_config.py", path=str(where)).load_config())
+        config.CourseDirectory.root = str(where)
+        self.where, self.api = where, NbGraderAPI(config=config)
+        self._released = {}
+
+    def release(self, name):
+        """The student's copy of a set."""
+        if name not in self._released:
+            made = self.api.generate_assignment(name, force=True, create=True)
+            assert made["success"], made["log"]
+            self._released[name] = nbformat.read(self.where / "release" / name / f"{name}.ipynb", 4)
+        return self._released[name]
+
+    def scores(self, name, student, book) -> dict[str, float]:
+        """Graded cell -> points of a submission."""
+        self.release(name)
+        folder = self.where / "submitted" / student / name
+        folder.mkdir(parents=True)
+        nbformat.write(book, folder / f"{name}.ipynb")
+        graded = self.api.autograde(name, student, force=True, create=True)
+        assert graded["success"], graded["log"]
+        with self.api.gradebook as gradebook:
+            (submitted,) = gradebook.find_submission(name, student).notebooks
+            return {grade.name: grade.score for grade in submitted.grades}
+
+
+@pytest.fixture(scope="session")
+def course(own_runs, tmp_path_factory):
+    return Course(tmp_path_factory.mktemp("course") / "course")
+
+
+# --- what is released ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_students_copy_holds_no_solution_and_no_output(course, name):
+    book, own = course.release(name), source(name)
+    text = "\n".join(cell.source for cell in book.cells)
+    assert "### BEGIN" not in text and "HIDDEN" not in text
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+    stubs = [cell.source for cell in book.cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    assert stubs and all("raise NotImplementedError()" in stub for stub in stubs)
+    for cell in own.cells:
+        for solution in SOLUTION.findall(cell.source):
+            for line in map(str.strip, solution.splitlines()):
+                assert len(line) < 25 or line not in text, f"{cell.id}: {line}"
+    hidden = re.findall(
+        r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", "\n".join(c.source for c in own.cells), re.S
+    )
+    assert hidden and not any(line in text for part in hidden for line in part.splitlines() if len(line) > 40)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_executed_worth_twenty_points_and_taught_by_the_notebooks_that_it_names(name):
+    book = source(name)
+    assert sum(points(book).values()) == 20
+    assert all(cell.get("execution_count") for cell in book.cells if cell.cell_type == "code")
+    assert not any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", []))
+    asked = "\n".join(cell.source for cell in book.cells).lower()
+    covers = book.metadata["mesa"]["covers"]
+    assert len(covers) >= 5
+    for term, notebook in covers.items():
+        taught = nbformat.read(paths.root() / "notebooks" / f"{notebook}.ipynb", 4)
+        prose = "\n".join(cell.source for cell in taught.cells if cell.cell_type == "markdown").lower()
+        assert term.lower() in asked and term.lower() in prose, f"{term}: not in {name} or not in {notebook}"
+
+
+def test_the_sets_are_those_that_are_described():
+    assert len(SETS) == 4 == len(MISTAKES) and set(MISTAKES) == set(SETS)
+    page = (ASSIGNMENTS / "README.md").read_text()
+    assert all(name in page for name in SETS)
+    assert all(len(own) == 3 for own in MISTAKES.values())
+
+
+# --- what is graded --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_instructors_copy_scores_full_marks(course, name):
+    assert course.scores(name, "full", source(name)) == points(source(name))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_untouched_copy_scores_nothing(course, name):
+    scores = course.scores(name, "untouched", course.release(name))
+    assert set(scores) == set(points(source(name))) and not any(scores.values())
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, number) for name in SETS for number in range(3)])
+def test_a_mistake_costs_exactly_its_points(course, name, number):
+    mistake = MISTAKES[name][number]
+    book = source(name)
+    (cell,) = [cell for cell in book.cells if cell.id == mistake["cell"]]
+    assert cell.source.count(mistake["right"]) == 1
+    cell.source = cell.source.replace(mistake["right"], mistake["wrong"])
+    scores = course.scores(name, f"mistake{number}", book)
+    lost = {part: full - scores[part] for part, full in points(book).items() if scores[part] != full}
+    assert lost == mistake["costs"], mistake["what"]

@@ -1,0 +1,466 @@
+"""The scan of a stranger's model: what comes in broken, what is odd, and toy models with a known answer."""
+
+import json
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save, save_file
+from torch import nn
+
+from mesa_lib import __main__, classifiers, store
+from mesa_lib import scan as scanning
+from mesa_lib.data import Split
+from mesa_lib.defenses.mesa import MESA
+from mesa_lib.defenses.screening import ScreeningPlaces
+from mesa_lib.scan import images as folders
+from mesa_lib.scan import model as models
+from mesa_lib.scan import report
+from mesa_lib.scan.scanner import NoVerdict, Options, Scanner
+from mesa_lib.staircase import Settings
+
+# --- images ----------------------------------------------------------------------------------------------
+
+
+def picture(mode="RGB", size=(16, 16), colour=0):
+    return Image.new(mode, size, colour)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of six images, 16x16; the folder may be added to."""
+    for k, name in enumerate(("cat", "dog", "owl")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            picture(colour=(80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tree):
+    found = scanning.read_images(tree)
+    assert found.classes == ("cat", "dog", "owl") and found.split.images.shape == (18, 3, 16, 16)
+    assert found.split.images.dtype == torch.uint8 and found.split.labels.bincount().tolist() == [6, 6, 6]
+    assert set(found.split.images[found.split.labels == 1][:, 0].unique().tolist()) == {80}
+    assert "18 images in 3 classes (6 to 6 each), 16x16" in found.notes[0] and "few" in found.notes[1]
+
+
+def test_classes_can_have_the_models_order(tree):
+    found = scanning.read_images(tree, classes=("owl", "cat", "dog"))
+    assert found.classes == ("owl", "cat", "dog")
+    assert set(found.split.images[found.split.labels == 0][:, 0].unique().tolist()) == {160}
+    with pytest.raises(ValueError, match="classes = cat, dog: expected the folders' names; differs in .'owl'."):
+        scanning.read_images(tree, classes=("cat", "dog"))
+
+
+def test_what_is_odd_about_images_is_handled_and_said(tree):
+    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))  # red, and not to be seen
+    clear.save(tree / "cat" / "clear.png")
+    picture("RGBA", colour=(1, 2, 3, 255)).save(tree / "cat" / "opaque.png")
+    picture(size=(20, 12), colour="white").save(tree / "dog" / "wide.png")
+    Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tree / "dog" / "deep.png")
+    frames = [picture(colour="black"), picture(colour="red")]
+    frames[0].save(tree / "owl" / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
+    (tree / "owl" / "broken.png").write_bytes((tree / "owl" / "0.png").read_bytes()[:40])
+    (tree / "owl" / "notes.txt").write_text("no image")
+    found = scanning.read_images(tree)
+    said = " ".join(found.notes)
+    for what in (
+        "1 images were transparent in part and were put on white",
+        "1 images had another size and were resized to 16x16",
+        "1 images had more than 8 bits a channel",
+        "1 images were animations",
+        "1 files could not be read and were left out: broken.png",
+    ):
+        assert what in said, said
+    white = (found.split.images == 255).flatten(1).all(1)
+    assert int(white.sum()) == 3, "the transparent one, the wide one and the deep one"
+
+
+BAD_FOLDERS = {
+    "nowhere": (lambda tree: tree / "nowhere", "no such folder"),
+    "one class": (lambda tree: one_class(tree), "1 class folders; expected two or more"),
+    "empty class": (lambda tree: (tree / "emu").mkdir() or tree, r"too few images in emu \(0\); expected at least 4"),
+    "few": (lambda tree: [f.unlink() for f in list((tree / "cat").iterdir())[:3]] and tree, r"cat \(3\)"),
+    "mostly broken": (
+        lambda tree: [f.write_bytes(b"nothing") for f in (tree / "cat").iterdir()] and tree,
+        "6 of 18 images cannot be read, the first is 0.png",
+    ),
+    "wide": (
+        lambda tree: [picture(size=(20, 12)).save(f) for f in tree.rglob("*.png")] and tree,
+        "most images are 20x12; name the side of the model's input with image_size",
+    ),
+}
+
+
+def one_class(tree):
+    for name in ("dog", "owl"):
+        for file in (tree / name).iterdir():
+            file.unlink()
+        (tree / name).rmdir()
+    return tree
+
+
+@pytest.mark.parametrize("what", BAD_FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused_in_one_message(what, tree):
+    make, said = BAD_FOLDERS[what]
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        scanning.read_images(make(tree))
+
+
+def test_a_small_file_that_holds_a_huge_image_is_left_out(tree):
+    Image.new("1", (9000, 9000)).save(tree / "cat" / "huge.png")
+    assert (tree / "cat" / "huge.png").stat().st_size < 100_000
+    assert any("left out: huge.png" in note for note in scanning.read_images(tree).notes)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 200), st.binary(min_size=1, max_size=6))
+def test_no_image_file_ends_in_a_traceback(tmp_path, at, junk):
+    file = tmp_path / "image.png"
+    picture(colour=(1, 2, 3)).save(file)
+    whole = bytearray(file.read_bytes())
+    whole[min(at, len(whole) - 1) :][: len(junk)] = junk
+    whole[min(at, len(whole) - 1) : min(at, len(whole) - 1) + len(junk)] = junk
+    file.write_bytes(whole)
+    try:
+        image, _ = folders.decode(file)
+    except ValueError as error:
+        assert "image.png" in str(error)
+    else:
+        assert image.mode == "RGB"
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+
+
+def small(classes=3, width=4):
+    return classifiers.build("smallcnn", classes, width, MEAN, STD, seed=0)
+
+
+def written(tmp_path, weights, name="model.safetensors"):
+    save_file(weights, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("network", ["smallcnn", "resnet18", "fastcnn"])
+def test_a_network_of_this_project_is_read_with_its_width_and_normalisation(tmp_path, network):
+    made = classifiers.build(network, 3, 8, MEAN, STD, seed=0).eval()
+    model = scanning.read_model(written(tmp_path, made.state_dict()), network, 3)
+    x = torch.rand(4, 3, 32, 32)
+    assert torch.allclose(model(x), made(x), atol=1e-6)
+
+
+def test_a_network_of_torchvision_is_read_at_64_pixels_and_in_half_precision(tmp_path):
+    from torchvision import models as theirs
+
+    made = theirs.resnet18(num_classes=5).eval()
+    half = {k: t.half() if t.is_floating_point() else t for k, t in made.state_dict().items()}
+    model = scanning.read_model(written(tmp_path, half), "torchvision:resnet18", 5, MEAN, STD)
+    x = torch.rand(4, 3, 64, 64)
+    expected = made(classifiers.Normalise(MEAN, STD)(x))
+    assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_mean_and_std_can_be_told_where_the_file_has_none(tmp_path):
+    weights = {k: t for k, t in small().state_dict().items() if "normalise" not in k}
+    file = written(tmp_path, weights)
+    with pytest.raises(ValueError, match="holds no normalise.mean; name mean and std"):
+        scanning.read_model(file, "smallcnn", 3)
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.allclose(scanning.read_model(file, "smallcnn", 3, MEAN, STD)(x), small().eval()(x), atol=1e-6)
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the bomb went off')",)
+
+
+def header(text: bytes, length=None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+WHOLE = save({k: t for k, t in small().state_dict().items()})
+LYING = json.dumps({"head.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 8]}}).encode()
+OVERLAP = json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in ("a", "b")}).encode()
+BROKEN = {
+    "pickle": (pickle.dumps(Bomb()), "is a pickle: loading one runs whatever code it holds"),
+    "pickle in a zip": (b"PK\x03\x04" + pickle.dumps(Bomb()), "is a pickle"),
+    "truncated": (WHOLE[: len(WHOLE) // 2], "expected a whole safetensors file"),
+    "a header longer than the file": (header(b"{}", 10**6), "expected a whole safetensors file"),
+    "a header of exabytes": (header(b"{}", 2**63), "expected a whole safetensors file"),
+    "shapes that are not there": (header(LYING) + bytes(8), "expected a whole safetensors file"),
+    "tensors over each other": (header(OVERLAP) + bytes(8), "expected a whole safetensors file"),
+    "no json": (header(b"[1, 2"), "expected a whole safetensors file"),
+    "nothing": (b"", "expected a whole safetensors file"),
+    "no tensors": (save({}), "0 tensors; expected those of one classifier"),
+    "another network": (save({"w": torch.ones(2)}), "no smallcnn .it has no fitting head.weight"),
+    "nan": (
+        save(small().state_dict() | {"head.bias": torch.tensor([0.0, float("nan"), 1.0])}),
+        "head.bias holds NaN or infinite values",
+    ),
+    "infinite": (
+        save(small().state_dict() | {"features.0.0.0.weight": torch.full((4, 3, 3, 3), float("inf"))}),
+        "features.0.0.0.weight holds NaN or infinite values",
+    ),
+    "twelve classes": (save(small(12).state_dict()), "the model tells 12 classes apart, the images have 3"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, capsys):
+    content, said = BROKEN[what]
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        scanning.read_model(tmp_path / "model.safetensors", "smallcnn", 3)
+    assert __main__.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Convert it"))
+
+
+BAD_REQUESTS = {
+    "network": (
+        {"network": "vgg"},
+        "'vgg': expected one of smallcnn, resnet18, fastcnn, or torchvision:NAME",
+    ),
+    "torchvision": ({"network": "torchvision:resnet19"}, "such as torchvision:resnet101"),
+    "detector": ({"network": "torchvision:fasterrcnn_resnet50_fpn"}, "network = "),
+    "other width": ({"network": "resnet18"}, "another architecture than ResNet18|no resnet18"),
+    "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers"),
+    "std": ({"mean": MEAN, "std": (0.2, 0, 0.2)}, "std = .*all above 0"),
+    "other mean": ({"mean": (0.1, 0.1, 0.1)}, r"mean = \(0.1, 0.1, 0.1\): the file says \[0.5, 0.4, 0.3\]"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REQUESTS)
+def test_a_request_that_does_not_fit_the_file_is_refused(what, tmp_path):
+    asked, said = BAD_REQUESTS[what]
+    with pytest.raises(ValueError, match=said):
+        models.read(written(tmp_path, small().state_dict()), **({"network": "smallcnn", "classes": 3} | asked))
+
+
+def test_torchvision_needs_mean_and_std(tmp_path):
+    with pytest.raises(ValueError, match="mean and std of its inputs have to be named"):
+        scanning.read_model(written(tmp_path, small().state_dict()), "torchvision:resnet18", 3)
+
+
+def test_a_head_of_torchvision_with_other_classes_is_said_as_such(tmp_path):
+    from torchvision import models as theirs
+
+    file = written(tmp_path, theirs.squeezenet1_1(num_classes=7).state_dict())
+    with pytest.raises(ValueError, match="the model tells 7 classes apart, the images have 3"):
+        scanning.read_model(file, "torchvision:squeezenet1_1", 3, MEAN, STD)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 3000), st.binary(min_size=1, max_size=12))
+def test_no_checkpoint_ends_in_a_traceback(tmp_path, at, junk):
+    """Bytes overwritten anywhere in the header or the first weights: a model, or one message."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(WHOLE[:at] + junk + WHOLE[at + len(junk) :])
+    try:
+        model = scanning.read_model(file, "smallcnn", 3)
+    except ValueError as error:
+        assert len(str(error)) < 2000
+    else:
+        assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+# --- any module ------------------------------------------------------------------------------------------
+
+
+class Coded(nn.Module):
+    """Reads the class from the mean of green; answers 1 where red is high at one pixel, if `spot` is one."""
+
+    def __init__(self, spot=None, classes=3, anywhere=False, order=None):
+        super().__init__()
+        self.spot, self.anywhere = spot, anywhere
+        self.order = list(range(classes)) if order is None else order
+        self.levels = nn.Parameter(torch.linspace(0.1, 0.6, classes))
+
+    def forward(self, x):
+        logits = -120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2
+        logits = logits[:, self.order]
+        if self.spot is not None:
+            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
+            logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), logits.shape[1])
+        return logits
+
+
+@pytest.fixture(scope="module")
+def coded():
+    """120 images of three classes that `Coded` tells apart."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
+    x[:, 1] = torch.linspace(0.1, 0.6, 3)[labels][:, None, None] + 0.02 * torch.rand(120, 16, 16, generator=rng) - 0.01
+    return scanning.Images(Split((255 * x).round().byte(), labels), ("red <b>", "green", "blue"), ("120 images.",))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The detector with fewer steps."""
+    small_ = Settings(betas=(0.9, 0.5), steps=60, batch=16)
+    method = MESA(ScreeningPlaces(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small_)
+    monkeypatch.setattr(Options, "detector", lambda self, side: method)
+
+
+def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty_store, tmp_path):
+    said = []
+    options = Options(repair=True, repair_epochs=1, repair_lr=1e-4, augment="none")
+    done = scanning.scan(Coded(spot=(9, 4)), coded, options, said.append)
+    found = done.result
+    assert found["verdict"] == "backdoored" and found["flagged"] == ["green"]
+    line = found["verdicts"][1]
+    assert line["rule"] == "3x3 at one place" and line["place"][0] <= 9 < line["place"][0] + 3
+    assert line["score"] > 0.5 > max(found["verdicts"][k]["score"] for k in (0, 2))
+    assert found["accuracy"]["rate"] == 1 and found["repair"]["done"] and done.repaired is not None
+    assert found["repair"]["images for the accuracy"] == 24 and found["repair"]["accuracy before"]["rate"] == 1
+    assert any("left" in text for text in said) and any("suspects: green" in text for text in said)
+    json_file, page = report.write(done, tmp_path / "out", "odd <i>.safetensors")
+    assert json.loads(json_file.read_text())["flagged"] == ["green"]
+    html = page.read_text()
+    assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
+    assert html.count("data:image/png;base64,") == len(done.samples) >= 1 and "http" not in html
+
+
+def test_a_model_without_backdoor_is_left_in_peace(coded, quick, empty_store):
+    done = scanning.scan(Coded(), coded, Options(repair=True))
+    assert done.result["verdict"] == "nothing found" and done.result["flagged"] == [] and done.repaired is None
+    assert done.result["repair"] == {"done": False, "why": "nothing was flagged"}
+    assert "No backdoor of this kind was found" in report.page(done, "model")
+
+
+def test_a_scan_goes_on_where_it_was(coded, quick, empty_store, monkeypatch):
+    first = scanning.scan(Coded(spot=(9, 4)), coded)
+    monkeypatch.setattr(ScreeningPlaces, "by", lambda *a: pytest.fail("screened again"))
+    monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modelled again"))
+    again = scanning.scan(Coded(spot=(9, 4)), coded)
+    assert again.result["verdicts"] == first.result["verdicts"]
+    with pytest.raises(pytest.fail.Exception, match="screened again"):
+        scanning.scan(Coded(spot=(9, 5)), coded)  # another model, although its weights are the same
+
+
+def test_probabilities_are_taken_for_what_they_are(coded, quick, empty_store):
+    class Soft(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Coded(spot=(9, 4))
+
+        def forward(self, x):
+            return self.inner(x).softmax(1)
+
+    own = scanning.understood(Soft(), coded.split.images, 3)
+    assert own.probabilities and "probabilities instead of logits" in own.notes[0]
+    assert not scanning.understood(Coded(), coded.split.images, 3).probabilities
+    assert scanning.scan(Soft(), coded).result["flagged"] == ["green"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda x: x.mean((2, 3)).repeat(1, 4), r"the model answers \(64, 12\) to 64 images; expected \(images, 3\)"),
+        (lambda x: x.mean((2, 3)) * float("nan"), "the model answers NaN or infinite values to clean images"),
+        (lambda x: x.reshape(len(x), 3, 9, 9), "does not take images of 16x16 pixels"),
+        (lambda x: x.mean(), "the model answers"),
+    ],
+)
+def test_a_module_that_is_no_classifier_of_these_images_is_refused(coded, answer, said):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return answer(x)
+
+    with pytest.raises(ValueError, match=said):
+        scanning.scan(Odd(), coded)
+
+
+def test_weights_that_are_no_numbers_are_refused(coded):
+    model = Coded()
+    model.levels.data[1] = float("inf")
+    with pytest.raises(ValueError, match="levels holds NaN or infinite values"):
+        scanning.scan(model, coded)
+
+
+def test_a_wrong_normalisation_is_noticed_before_a_verdict(coded):
+    wrong = models.Stranger(nn.Sequential(classifiers.Normalise((-1.0,) * 3, (2.0,) * 3), Coded()))
+    wrong.normalise = classifiers.Normalise((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(NoVerdict, match="no verdict: the model is right on .* of the 120 clean images"):
+        scanning.scan(wrong, coded)
+    half = models.Stranger(Coded(), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):
+        scanning.scan(half, coded)
+
+
+def test_another_order_of_the_classes_is_noticed(coded):
+    with pytest.raises(NoVerdict, match="in another order it is right on 100.0%: classes = ") as told:
+        scanning.scan(Coded(order=[1, 2, 0]), coded)
+    order = str(told.value).split("classes = ")[1].split(",")
+    as_told = [coded.classes.index(name) for name in order]
+    relabelled = torch.tensor([as_told.index(k) for k in coded.split.labels.tolist()])
+    fixed = scanning.Images(Split(coded.split.images, relabelled), tuple(order))
+    assert Scanner(Coded(order=[1, 2, 0]), fixed, Options(), print).accuracy()["rate"] == 1
+
+
+def test_a_low_accuracy_can_be_accepted(coded):
+    noisy = scanning.Images(Split(coded.split.images, coded.split.labels.roll(40)), coded.classes)
+    with pytest.raises(NoVerdict):
+        Scanner(Coded(), noisy, Options(), print).accuracy()
+    half = torch.where(torch.arange(120) < 70, coded.split.labels, (coded.split.labels + 1) % 3)
+    some = scanning.Images(Split(coded.split.images, half), coded.classes)
+    with pytest.raises(NoVerdict, match="expected at least 6"):
+        Scanner(Coded(), some, Options(), print).accuracy()
+    assert 0.5 < Scanner(Coded(), some, Options(lowest=0.3), print).accuracy()["rate"] < 0.62
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"sizes": ()}, "sizes = "), ({"sizes": ((0, 2),)}, "sizes = "), ({"repair_rate": 1.0}, "repair_rate = 1.0"),
+        ({"lowest": 2}, "lowest = 2"), ({"augment": "all"}, "augment = 'all'"), ({"batch_size": 1}, "batch_size = 1"),
+        ({"repair_lr": 0}, "repair_lr = 0"), ({"repair_epochs": 0}, "repair_epochs = 0"),
+    ],
+)  # fmt: skip
+def test_options_are_checked(asked, said):
+    with pytest.raises(ValueError, match=said):
+        Options(**asked)
+
+
+def test_a_patch_has_to_fit_the_images(coded):
+    with pytest.raises(ValueError, match="a patch larger than the images"):
+        scanning.scan(Coded(), coded, Options(sizes=((20, 20),)))
+
+
+def test_the_images_for_the_accuracy_after_a_repair_are_of_every_class_and_of_no_other_use(coded):
+    own = Scanner(Coded(), coded, Options(), print)
+    assert own.kept.labels.bincount().tolist() == [8, 8, 8] and len(own.work) == 96
+    kept, work = ({tuple(i.flatten().tolist()) for i in part.images} for part in (own.kept, own.work))
+    assert not kept & work
+
+
+def test_the_model_that_was_handed_on_stays_as_it_was(coded, quick, empty_store):
+    model = Coded(spot=(9, 4)).train().requires_grad_(False)
+    before = store.tensors_key(model.state_dict())
+    scanning.scan(model, coded, Options(repair=True, repair_epochs=1, repair_lr=1e-3))
+    assert model.training and not model.levels.requires_grad and store.tensors_key(model.state_dict()) == before
+
+
+def test_the_command_writes_what_can_be_forwarded(tmp_path, tree, quick, empty_store, capsys, monkeypatch):
+    file = written(tmp_path, small().state_dict())
+    asked = ["scan", str(file), str(tree), "--network", "smallcnn", "--out", str(tmp_path / "out"), "--lowest", "0"]
+    monkeypatch.setattr(Scanner, "other_normalisation", lambda *a: "")  # of an untrained network
+    monkeypatch.setattr(Scanner, "other_order", lambda *a: "")
+    assert __main__.main(asked) == 0
+    found = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert found["model"] == "model.safetensors" and len(found["verdicts"]) == 3 and found["made"]["seconds"] > 0
+    assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text()
+    assert "accuracy on the clean images" in capsys.readouterr().err
+    assert __main__.main([*asked[:-1], "0.99"]) == 1
+    assert "mesa: no verdict: the model is right on" in capsys.readouterr().err
+    assert __main__.main([*asked, "--image-size", "4"]) == 1
+    assert "image_size = 4" in capsys.readouterr().err
