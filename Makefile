@@ -5,7 +5,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-faults lab install notebooks
+.PHONY: run test test-faults lab install notebooks assignments
 
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
@@ -24,6 +24,11 @@ lab: $(INSTALLED)  ## open the notebooks
 
 notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 	$(BIN)/python -m mesa_lib refresh
+
+assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[course]'
+	cd assignments && for set in source/*/; do \
+	  PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
 
 install: $(INSTALLED)
 

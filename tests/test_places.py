@@ -42,8 +42,9 @@ def test_the_place_that_counts_is_found_for_its_class(spot):
 
 
 def test_answers_count_images_of_other_classes_alone():
-    found = places.answers(given(Spot(15, 15)), torch.tensor([[0, 0], [13, 13]]), (3, 3), 200)
-    assert found.shape == (3, 2)
+    found, sure, moved = places.answers(given(Spot(15, 15)), torch.tensor([[0, 0], [13, 13]]), (3, 3), 200)
+    assert found.shape == sure.shape == moved.shape == (3, 2)
+    assert 0 <= sure.min() and sure.max() <= 1 and moved[2, 1] > 4 > 0.1 > moved[2, 0].abs()
     assert found[2, 0] == 0 and 0.4 < found[2, 1] < 0.6, "half of the patches are red there"
     assert found[0, 0] == 1, "all images of class 1, and only these, are turned into 0"
 

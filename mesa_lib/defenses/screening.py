@@ -148,19 +148,21 @@ class Screening(Detector):
 
 @dataclass
 class ScreeningPlaces(Screening):
-    """The same, and again with the patches of each class at the place where random ones do most.
+    """The same, and again with the patches of each class at the place where patches do most.
 
-    One place is enough also for a backdoor that answers anywhere. stride, each: of the search for the places
+    One place is enough also for a backdoor that answers anywhere. stride, each, shortlist: of the search for the places
+    (`places.likeliest`), which has the images that the generators see
     """
 
     stride: int = 2
     each: int = 40
+    shortlist: int = 12
 
     def rules(self, given: Given) -> list[Rule]:
         return [Rule(rule.size, one) for rule in super().rules(given) for one in (False, True)]
 
     def places(self, given: Given, rule: Rule) -> Tensor:
-        return likeliest(given, rule.size, self.stride, self.each)
+        return likeliest(given, rule.size, self.stride, self.each, self.shortlist, clean=halves(given)[0])
 
 
 def in_words(found: dict[Rule, object]) -> dict[str, object]:

@@ -11,6 +11,6 @@ from .images import Images
 from .images import read as read_images
 from .model import read as read_model
 from .model import understood
-from .scanner import Options, Scan, scan
+from .scanner import NoVerdict, Options, Scan, scan
 
-__all__ = ["Images", "Options", "Scan", "read_images", "read_model", "scan", "understood"]
+__all__ = ["Images", "NoVerdict", "Options", "Scan", "read_images", "read_model", "scan", "understood"]
