@@ -13,8 +13,9 @@ run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the
 test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what they show, one series by papermill
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --nbval notebooks
+	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
+	  MESA_TEST_RUNS=$$store $(BIN)/python -m pytest tests && \
+	  MESA_RUNS=$$store $(BIN)/python -m pytest --nbval notebooks  # what the tests have trained is not trained again
 
 test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: 18 minutes more
 	$(BIN)/python -m pytest tests/test_faults.py --faults

@@ -1,5 +1,6 @@
 """What all tests share: a store of their own, small image folders, toy data, and the skipping of GPU tests."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ from mesa_lib.data import Split
 
 @pytest.fixture(scope="session", autouse=True)
 def own_runs(tmp_path_factory):
-    """Tests never read or write the repository's runs/: the store is an empty temporary folder."""
+    """Tests never read or write the repository's runs/: the store is an empty temporary folder.
+
+    (MESA_TEST_RUNS names one that is kept, so that `make test` need not train the same models for the notebooks.)
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MESA_RUNS", str(tmp_path_factory.mktemp("runs")))
+        patch.setenv("MESA_RUNS", os.environ.get("MESA_TEST_RUNS") or str(tmp_path_factory.mktemp("runs")))
         patch.setenv("MESA_BATCH", "1")
         patch.delenv("MESA_PROGRESS", raising=False)
         yield
