@@ -191,7 +191,7 @@ def test_mesa_finds_and_repairs_a_backdoor_at_one_place_that_it_has_to_look_for(
 
 def test_mesa_at_one_place_leaves_a_clean_model_in_peace(victim):
     found = victim("none").verdict("MESA, any place or one").result
-    assert found["flagged"] == [] and max(found["scores"]) < 0.1
+    assert found["flagged"] == [] and max(found["scores"]) < 0.3
 
 
 def test_mesa_repairs_a_class_that_it_found_itself(victim):

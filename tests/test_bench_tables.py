@@ -114,13 +114,13 @@ def test_figures_are_drawn():
         plt.close(figure)
 
 
-@pytest.mark.parametrize("name", ["bench-thresholds", "bench-detect-digits", "bench-digits"])
+@pytest.mark.parametrize("name", ["bench-thresholds", "bench-detect-digits", "bench-places", "bench-digits"])
 def test_the_sweeps_of_the_benchmark_are_about_different_models(name):
     tasks = sweep.read(name).tasks()
     assert (
         len({task.key for task in tasks})
         == len(tasks)
-        == {"bench-thresholds": 10, "bench-detect-digits": 20}.get(name, 22)
+        == {"bench-thresholds": 10, "bench-detect-digits": 20, "bench-places": 15}.get(name, 22)
     )
 
 
