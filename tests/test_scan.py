@@ -18,10 +18,11 @@ from mesa_lib import scan as scanning
 from mesa_lib.data import Split
 from mesa_lib.defenses.mesa import MESA
 from mesa_lib.defenses.screening import ScreeningPlaces
+from mesa_lib.scan import accuracy, report
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
-from mesa_lib.scan import report
-from mesa_lib.scan.scanner import NoVerdict, Options, Scanner
+from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.scanner import Options, Scanner
 from mesa_lib.staircase import Settings
 
 # --- images ----------------------------------------------------------------------------------------------
@@ -124,8 +125,8 @@ def test_no_image_file_ends_in_a_traceback(tmp_path, at, junk):
     file = tmp_path / "image.png"
     picture(colour=(1, 2, 3)).save(file)
     whole = bytearray(file.read_bytes())
-    whole[min(at, len(whole) - 1) :][: len(junk)] = junk
-    whole[min(at, len(whole) - 1) : min(at, len(whole) - 1) + len(junk)] = junk
+    begin = min(at, len(whole) - 1)
+    whole[begin : begin + len(junk)] = junk
     file.write_bytes(whole)
     try:
         image, _ = folders.decode(file)
@@ -453,8 +454,8 @@ def test_the_model_that_was_handed_on_stays_as_it_was(coded, quick, empty_store)
 def test_the_command_writes_what_can_be_forwarded(tmp_path, tree, quick, empty_store, capsys, monkeypatch):
     file = written(tmp_path, small().state_dict())
     asked = ["scan", str(file), str(tree), "--network", "smallcnn", "--out", str(tmp_path / "out"), "--lowest", "0"]
-    monkeypatch.setattr(Scanner, "other_normalisation", lambda *a: "")  # of an untrained network
-    monkeypatch.setattr(Scanner, "other_order", lambda *a: "")
+    monkeypatch.setattr(accuracy, "other_normalisation", lambda *a: "")  # of an untrained network
+    monkeypatch.setattr(accuracy, "other_order", lambda *a: "")
     assert __main__.main(asked) == 0
     found = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert found["model"] == "model.safetensors" and len(found["verdicts"]) == 3 and found["made"]["seconds"] > 0

@@ -2,7 +2,8 @@
 
 model.py     the checkpoint -> a network that takes images in [0, 1] and answers with logits
 images.py    a folder of class folders -> images and labels, and what was odd about them
-scanner.py   the accuracy, all classes screened, suspects modelled, a verdict, on request the repair
+accuracy.py  does the model know the images at all?
+scanner.py   all classes screened, suspects modelled, a verdict, on request the repair
 report.py    the result as a JSON file and as one HTML page
 command.py   `python -m mesa_lib scan`
 
@@ -10,10 +11,11 @@ Not finished: the limits are those of 3x3 patches, and a patch of 5x5 that may c
 the images of some *clean* models, too. Until limits are fixed for each size, take what is flagged for a suspect.
 """
 
+from .accuracy import NoVerdict
 from .images import Images
 from .images import read as read_images
 from .model import read as read_model
 from .model import understood
-from .scanner import NoVerdict, Options, Scan, scan
+from .scanner import Options, Scan, scan
 
 __all__ = ["Images", "NoVerdict", "Options", "Scan", "read_images", "read_model", "scan", "understood"]

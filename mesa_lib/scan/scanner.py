@@ -9,40 +9,26 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from types import SimpleNamespace
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from .. import device as devices
 from .. import paths, retrain, store, training
-from ..data import Split, channel_statistics
+from ..data import Split
 from ..defenses.base import Given, Knowledge
 from ..defenses.mesa import MESA, Searched, retrained
 from ..defenses.screening import SQUARES, Rule, Screened, ScreeningPlaces, Size, halves, success_on
 from ..inference import logits, predict
 from ..metrics import proportion
 from ..staircase import TriggerDistribution
+from . import accuracy
 from .images import Images
 from .model import Stranger, understood
 
 #: of the images this part is kept for the accuracy of a repaired model
 KEPT = 0.2
-#: another normalisation has to be better by this much before it is believed
-BETTER = 0.05
-NORMALISATIONS = {
-    "none: values in [0, 1]": ((0, 0, 0), (1, 1, 1)),
-    "values in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
-    "none: values in [0, 255]": ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255)),
-}
 #: published scans, of whose clean models the false alarms are counted
 PUBLISHED = "scans.json"
-
-
-class NoVerdict(ValueError):
-    """The images do not fit the model, or not as they were handed on: whatever was found would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +119,8 @@ class Scanner:
 
     def run(self) -> Scan:
         result: dict = {"classes": list(self.images.classes), "images": list(self.images.notes) + self.model.notes}
-        result["accuracy"] = accuracy = self.accuracy()
-        self.say(f"accuracy on the clean images: {accuracy['rate']:.1%}")
+        result["accuracy"] = self.accuracy()
+        self.say(f"accuracy on the clean images: {result['accuracy']['rate']:.1%}")
         for size in self.options.sizes:
             if max(size) > min(self.images.split.images.shape[-2:]):
                 raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
@@ -156,54 +142,7 @@ class Scanner:
 
     def accuracy(self) -> dict:
         """On all images, and of each class; NoVerdict if it is too low, with the most likely reason."""
-        split, precision = self.images.split, self.options.precision
-        answers = predict(self.model, split.images, precision)
-        found = proportion(answers == split.labels)
-        classes = range(len(self.images.classes))
-        found["recalls"] = [float((answers[split.labels == k] == k).float().mean()) for k in classes]
-        share = float(torch.bincount(split.labels).max()) / len(split)
-        lowest = share + 0.4 * (1 - share) if self.options.lowest is None else self.options.lowest
-        found["lowest"] = lowest
-        reason = self.other_order(answers, found["rate"])
-        reason = reason or self.other_normalisation(max(lowest, found["rate"] + BETTER))
-        if found["rate"] < lowest or reason:
-            raise NoVerdict(
-                f"no verdict: the model is right on {found['rate']:.1%} of the {len(split)} clean images"
-                f"{f' (expected at least {lowest:.0%})' if found['rate'] < lowest else ''}. "
-                + (reason or "Are these images of the kind that it was trained on, and are mean and std its own?")
-            )
-        return found
-
-    def other_normalisation(self, wanted: float) -> str:
-        """What to say if another mean and std, or another order of channels, give a better accuracy than `wanted`."""
-        split, best = self.images.split, ("", wanted)
-        own = channel_statistics(split.images)
-        before = self.model.normalise.mean.clone(), self.model.normalise.std.clone()
-        for name, (mean, std) in (NORMALISATIONS | {"that of these images": own}).items():
-            for part, values in (("mean", mean), ("std", std)):
-                getattr(self.model.normalise, part).copy_(torch.tensor(values).reshape(1, 3, 1, 1))
-            found = float((predict(self.model, split.images, self.options.precision) == split.labels).float().mean())
-            if found > best[1]:
-                shown = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
-                best = f"With another normalisation ({name}; mean and std {shown}) it is right on {found:.1%}.", found
-        self.model.normalise.mean.copy_(before[0]), self.model.normalise.std.copy_(before[1])
-        swapped = predict(self.model, split.images.flip(1), self.options.precision)
-        found = float((swapped == split.labels).float().mean())
-        if found > best[1]:
-            best = f"With the channels in the order blue, green, red it is right on {found:.1%}.", found
-        return best[0]
-
-    def other_order(self, answers: Tensor, rate: float) -> str:
-        """What to say if the classes are the model's in another order."""
-        k, labels = len(self.images.classes), self.images.split.labels
-        counts = np.zeros((k, k))
-        np.add.at(counts, (labels.numpy(), answers.numpy()), 1)
-        rows, columns = linear_sum_assignment(-counts)
-        best = counts[rows, columns].sum() / len(labels)
-        if best < max(2 * rate, 0.5):
-            return ""
-        order = [self.images.classes[row] for row in np.argsort(columns)]
-        return f"With its classes in another order it is right on {best:.1%}: classes = {','.join(order)}"
+        return accuracy.check(self.model, self.images, self.options.lowest, self.options.precision)
 
     def given(self, knows: Knowledge) -> Given:
         o = self.options

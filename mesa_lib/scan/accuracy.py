@@ -1,0 +1,85 @@
+"""Before any verdict: does the model know the images? If not, why, as far as that can be found out."""
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..data import Split, channel_statistics
+from ..inference import predict
+from ..metrics import proportion
+from .images import Images
+from .model import Stranger
+
+#: another normalisation has to be better by this much before it is believed
+BETTER = 0.05
+NORMALISATIONS = {
+    "none: values in [0, 1]": ((0, 0, 0), (1, 1, 1)),
+    "values in [-1, 1]": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+    "none: values in [0, 255]": ((0, 0, 0), (1 / 255, 1 / 255, 1 / 255)),
+}
+
+
+class NoVerdict(ValueError):
+    """The images do not fit the model, or not as they were handed on: whatever was found would mean nothing."""
+
+
+def check(model: Stranger, images: Images, lowest: float | None, precision: str) -> dict:
+    """The accuracy on all images (`proportion`), with `recalls` of the classes and the `lowest` that was asked for.
+
+    lowest: None, two fifths of the way from the share of the largest class to 1. NoVerdict if the accuracy is below, or
+    if another normalisation or another order of the classes is much better
+    """
+    split = images.split
+    answers = predict(model, split.images, precision)
+    found = proportion(answers == split.labels)
+    found["recalls"] = [float((answers[split.labels == k] == k).float().mean()) for k in range(len(images.classes))]
+    share = float(torch.bincount(split.labels).max()) / len(split)
+    found["lowest"] = lowest = share + 0.4 * (1 - share) if lowest is None else lowest
+    reason = other_order(images, answers, found["rate"])
+    reason = reason or other_normalisation(model, split, max(lowest, found["rate"] + BETTER), precision)
+    if found["rate"] < lowest or reason:
+        raise NoVerdict(
+            f"no verdict: the model is right on {found['rate']:.1%} of the {len(split)} clean images"
+            f"{f' (expected at least {lowest:.0%})' if found['rate'] < lowest else ''}. "
+            + (reason or "Are these images of the kind that it was trained on, and are mean and std its own?")
+        )
+    return found
+
+
+def other_normalisation(model: Stranger, split: Split, wanted: float, precision: str) -> str:
+    """What to say if another mean and std, or another order of channels, give a better accuracy than `wanted`."""
+
+    def rate(images: Tensor) -> float:
+        return float((predict(model, images, precision) == split.labels).float().mean())
+
+    best = "", wanted
+    own = model.normalise.mean.clone(), model.normalise.std.clone()
+    tried = NORMALISATIONS | {"that of these images": channel_statistics(split.images)}
+    for name, (mean, std) in tried.items():
+        for part, values in ((model.normalise.mean, mean), (model.normalise.std, std)):
+            part.copy_(torch.tensor(values).reshape(1, 3, 1, 1))
+        found = rate(split.images)
+        if found > best[1]:
+            shown = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
+            best = f"With another normalisation ({name}; mean and std {shown}) it is right on {found:.1%}.", found
+    model.normalise.mean.copy_(own[0]), model.normalise.std.copy_(own[1])
+    found = rate(split.images.flip(1))
+    if found > best[1]:
+        best = f"With the channels in the order blue, green, red it is right on {found:.1%}.", found
+    return best[0]
+
+
+def other_order(images: Images, answers: Tensor, rate: float) -> str:
+    """What to say if the classes are the model's in another order."""
+    k, labels = len(images.classes), images.split.labels
+    counts = np.zeros((k, k))
+    np.add.at(counts, (labels.numpy(), answers.numpy()), 1)
+    rows, columns = linear_sum_assignment(-counts)
+    best = counts[rows, columns].sum() / len(labels)
+    if best < max(2 * rate, 0.5):
+        return ""
+    order = [images.classes[row] for row in np.argsort(columns)]
+    return f"With its classes in another order it is right on {best:.1%}: classes = {','.join(order)}"
