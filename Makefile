@@ -29,7 +29,7 @@ notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[course]'
 	cd assignments && for set in source/*/; do \
-	  PATH="$(abspath $(BIN)):$$PATH" nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
+	  $(abspath $(BIN))/nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
 
 install: $(INSTALLED)
 

@@ -1,5 +1,11 @@
 """nbgrader's settings for the problem sets; it is read when nbgrader is run in this folder."""
 
+import os
+import sys
+
+# nbgrader calls alembic by name, which is found only where the environment was activated; it lies beside this Python.
+os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+
 c = get_config()  # noqa: F821 (given by nbgrader)
 c.CourseDirectory.course_id = "mesa"
 c.Execute.timeout = 600  # seconds a cell; the default of 30 is short for a training
