@@ -189,7 +189,8 @@ def tensors_key(tensors: dict[str, Tensor]) -> str:
     mark = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         mark.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        mark.update(tensor.contiguous().view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+        flat = tensor.detach().cpu().contiguous().flatten()  # flat: sides of 1 may have any stride
+        mark.update(flat.view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
     return mark.hexdigest()[:16]
 
 

@@ -80,6 +80,8 @@ def test_tensors_have_a_key_by_value():
     base = store.tensors_key(tensors)
     assert base == store.tensors_key({name: tensors[name].clone() for name in ("c", "b", "a")})
     assert base == store.tensors_key(tensors | {"a": tensors["a"].T.contiguous().T}), "layout does not matter"
+    kernel = torch.arange(12.0).reshape(4, 3, 1, 1)
+    assert store.tensors_key({"k": kernel}) == store.tensors_key({"k": kernel.to(memory_format=torch.channels_last)})
     changes = [
         {"a": torch.arange(6.0).reshape(3, 2)}, {"a": torch.arange(6.0).reshape(2, 3) + 1e-6}, {"b": torch.tensor(4)},
         {"a": torch.arange(6).reshape(2, 3)}, {"c": torch.zeros(2, dtype=torch.bfloat16)}, {"d": torch.tensor(3)},
