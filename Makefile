@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -10,12 +11,13 @@ INSTALLED := $(VENV)/.installed
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
 
+# JOBS files at a time, one thread each, and one store: what is trained already is not trained again.
 test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what they show, one series by papermill
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && \
-	  MESA_TEST_RUNS=$$store $(BIN)/python -m pytest tests && \
-	  MESA_RUNS=$$store $(BIN)/python -m pytest --nbval notebooks  # what the tests have trained is not trained again
+	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && export OMP_NUM_THREADS=1 && \
+	  MESA_TEST_RUNS=$$store $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests && \
+	  MESA_RUNS=$$store $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval notebooks
 
 test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: 18 minutes more
 	$(BIN)/python -m pytest tests/test_faults.py --faults
