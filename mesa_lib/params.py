@@ -7,6 +7,7 @@ file (a test sees to it).
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -197,6 +198,16 @@ def preset_parameters(settings: Settings) -> dict:
     }
 
 
+def shown(value: Any) -> str:
+    """A value as messages quote it: what is long or nested (in a file it can be huge) is cut."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 2, 200, 200
+    try:
+        return brief.repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+
+
 def check(values: dict[str, Any]) -> Params:
     """Values -> Params; one ValueError names every bad parameter, its value and what was expected."""
     try:
@@ -210,12 +221,12 @@ def check(values: dict[str, Any]) -> Params:
                 known = list(Params.model_fields)
                 close = [k for k in known if name in k or k in name] or difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {close[0]}?" if close else ""
-                lines.append(f"{name} = {value!r}: no notebook has such a parameter{hint}")
+                lines.append(f"{shown(name)[1:-1]} = {shown(value)}: no notebook has such a parameter{hint}")
             else:
                 meant = Params.model_fields[name].description
-                said = problem["msg"].removeprefix("Value error, ").removeprefix(f"{name} = {value!r}: ")
-                lines.append(f"{name} = {value!r}: {said} ({meant})")
-        raise ValueError("\n".join(lines)) from None
+                said = problem["msg"].removeprefix("Value error, ").removeprefix(f"{name} = {shown(value)}: ")
+                lines.append(f"{name} = {shown(value)}: {said} ({meant})")
+        raise ValueError("\n".join(line if len(line) < 1000 else f"{line[:1000]} ..." for line in lines)) from None
 
 
 def of_notebook(namespace: dict[str, Any]) -> Params:
@@ -257,7 +268,9 @@ def read_yaml(file: str | Path, what: str = "parameter file") -> dict[str, Any]:
     file = Path(file)
     try:
         values = yaml.load(file.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except RecursionError:
+        raise ValueError(f"{what} {file.name!r}: nested too deeply; expected lines of name: value") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: a date or number that is none
         raise ValueError(f"{what} {file.name!r}: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
@@ -283,5 +296,5 @@ def value_of(text: str) -> Any:
     """The value that a text has in a parameter file: `3` -> 3, `1e-3` -> 0.001, nothing -> ''."""
     try:
         return yaml.load(text, _Loader) if text.strip() else ""  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r}: {' '.join(str(error).split())}; expected a value as in YAML") from None
+    except (RecursionError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{shown(text)}: {' '.join(str(error).split())}; expected a value as in YAML") from None

@@ -3,8 +3,11 @@ import types
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mesa_lib import params, paths, staircase
+from mesa_lib.batch import sweep
 from mesa_lib.params import Params
 
 FILES = sorted((paths.root() / "params").glob("*.yaml"))
@@ -235,3 +238,71 @@ def test_kinds_of_defences_are_known_and_named_once(kinds):
     assert params.check({"kinds": "filters,reformers"}).kinds == "filters,reformers"
     with pytest.raises(ValueError, match="expected some of detectors, repairers, filters, reformers"):
         params.check({"kinds": kinds})
+
+
+# --- files that are none ---------------------------------------------------------------------------------
+
+
+def refused_or_read(file: Path) -> None:
+    """Parameters, a sweep, or one message of bounded length; nothing else."""
+    for read in (lambda: params.read([file]), lambda: sweep.read(str(file))):
+        try:
+            read()
+        except ValueError as error:
+            assert 0 < len(str(error)) < 5000
+
+
+fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NAMES = st.sampled_from([*Params.model_fields, "grid", "cells", "set", "params", "minutes", "stpes"])
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
+    st.sampled_from([
+        "1e400", "0x1F", "1:30", "2020-13-45", "!!binary |x", "&a [*a]", "*b", "!!python/object/apply:os.getcwd []",
+        "[[1], {}]", "colour:1", "file:.", "bw:-1", "'0.9,,'", "{seed: [1, x]}", "[{seed: {a: 1}}]", "[digits, [1]]",
+    ]),
+)  # fmt: skip
+
+
+@fuzz
+@given(st.dictionaries(NAMES, VALUES, min_size=1, max_size=4))
+def test_no_values_end_in_a_traceback(write, values):
+    text = "".join(f"{name}: {value}\n" for name, value in values.items())
+    refused_or_read(write(text.encode(errors="surrogatepass")))
+
+
+@fuzz
+@given(st.sampled_from(FILES), st.integers(0, 1500), st.binary(min_size=1, max_size=10))
+def test_no_overwritten_file_ends_in_a_traceback(write, file, at, junk):
+    whole = file.read_bytes()
+    at = min(at, len(whole) - 1)
+    refused_or_read(write(whole[:at] + junk + whole[at + len(junk) :]))
+
+
+@fuzz
+@given(st.text("[]{}:,-?&*!|>'\"%@#a1\n\t .~", max_size=40))
+def test_no_text_ends_in_a_traceback(write, text):
+    refused_or_read(write(text))
+
+
+ALIASES = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 3000, "nested too deeply"),
+        ("- " * 3000, "nested too deeply"),
+        (f"a: &a [x]\n{ALIASES}\nseed: *i", "seed = "),
+        ("seed: " + "9" * 6000, "'mine.yaml': Exceeds the limit"),
+        ("seed: 0x" + "F" * 6000, "seed = a number of thousands of digits"),
+        ("trigger: " + "x" * 10**6, r"trigger = 'xxx.*\.\.\."),
+        ("? " + "x" * 10**5 + "\n: 1", "no notebook has such a parameter"),
+        ("seed: 2020-13-45", "'mine.yaml': month must be in 1..12"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_made_to_hurt_is_one_message(write, text, said):
+    file = write(text)
+    with pytest.raises(ValueError, match=said) as error:
+        params.read([file])
+    assert len(str(error.value)) < 5000
+    refused_or_read(file)

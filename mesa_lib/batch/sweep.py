@@ -148,6 +148,8 @@ def _checked(name: str, values: Values) -> Sweep:
         part = ".".join(str(step) for step in problem["loc"])
         if problem["type"] == "extra_forbidden":
             expected = ", ".join(field for field in Sweep.model_fields if field not in ("name", "changes"))
-            raise ValueError(f"sweep {name!r}: {part}: unknown; expected some of {expected}") from None
+            raise ValueError(
+                f"sweep {name!r}: {params.shown(part)[1:-1]}: unknown; expected some of {expected}"
+            ) from None
         meant = Sweep.model_fields[str(problem["loc"][0])].description
-        raise ValueError(f"sweep {name!r}: {part} = {problem['input']!r}: expected {meant}") from None
+        raise ValueError(f"sweep {name!r}: {part} = {params.shown(problem['input'])}: expected {meant}") from None
