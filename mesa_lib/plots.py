@@ -206,17 +206,23 @@ def controls(rows: list[dict]) -> Figure:
 
 
 def sweep(
-    values: Sequence, results: dict[str, dict[str, Sequence[float]]], xlabel: str, spread: dict | None = None
+    values: Sequence,
+    results: dict[str, dict[str, Sequence[float]]],
+    xlabel: str,
+    spread: dict | None = None,
+    *,
+    numeric: bool = False,
 ) -> Figure:
-    """One small panel a quantity over the values of a swept parameter (as categories): quantity -> curve -> numbers.
+    """One small panel a quantity over the values of a swept parameter: quantity -> curve -> numbers.
 
-    spread: the same shape, drawn as error bars
+    spread: the same shape, drawn as error bars; numeric: values at their distances, not as categories
     """
+    at = list(values) if numeric else [str(v) for v in values]
     figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
     for axis, (name, curves) in zip(axes[0], results.items(), strict=True):
         for label, numbers in curves.items():
             bars = None if spread is None else list(spread[name][label])
-            axis.errorbar([str(v) for v in values], list(numbers), bars, fmt="o:", capsize=2, label=label)
+            axis.errorbar(at, list(numbers), bars, fmt="o:", capsize=2, label=label)
         axis.set(xlabel=xlabel, ylabel=name)
         axis.set_ylim(0, 1.08 * max(max(numbers) for numbers in curves.values()))
     axes[0][0].legend(fontsize=9)

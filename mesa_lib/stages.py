@@ -125,6 +125,8 @@ class Stages:
         config["trigger"] = [list(self.trigger.shape), [round(v, 6) for v in self.trigger.flatten().tolist()]]
         if p.attack != "patch":
             config["attack"] = p.attack
+        if self.attack.revision:
+            config["revision"] = self.attack.revision
         if p.start == "scratch":  # the schedule of clean training, which is in the key unless the model was given
             given = ("clean_epochs", "clean_lr", "weight_decay", "label_smoothing") if p.checkpoint else ()
             return config | {name: getattr(p, name) for name in given}

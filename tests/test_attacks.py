@@ -158,6 +158,14 @@ def test_the_identity_grid_leaves_images_alone_and_a_field_moves_them_a_little()
     assert 0 < float((moved - images).abs().mean()) < 0.05
 
 
+def test_noise_moves_every_image_by_a_field_of_its_own():
+    image, grid = torch.rand(1, 3, 16, 16).expand(2, -1, -1, -1), warp.field((16, 16), 0)
+    still, little, much = (warp.noisily_warped(grid, noise)(image, rng()) for noise in (0.0, 1.0, 6.0))
+    plain = warp.warped(grid)(image, rng())
+    assert torch.allclose(still, plain, atol=1e-6) and not torch.allclose(much[0], much[1], atol=0.05)
+    assert float((much - plain).abs().mean()) > 2 * float((little - plain).abs().mean()) > 0
+
+
 def test_a_warp_changes_each_image_in_its_own_way():
     images = torch.rand(2, 3, 16, 16)
     change = warp.warped(warp.field((16, 16), 0))(images, rng()) - images

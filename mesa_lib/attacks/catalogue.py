@@ -1,7 +1,7 @@
 """All attacks by name, ready to be planted: what `attack = ...` means in a parameter file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ class Setting:
 class Attack:
     """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes.
 
-    size: height and width of a trigger that is a patch. trained_start: whether it needs a trained model to start from
+    size: height and width of a trigger that is a patch. trained_start: whether it needs a trained model to start from.
+    revision: counts what was changed about an attack of this name; part of the key of its models
     """
 
     backdoor: Backdoor | Callable[[dict], Backdoor]
@@ -46,6 +47,7 @@ class Attack:
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
     size: tuple[int, int] | None = None
     trained_start: bool = False
+    revision: int = 0
 
 
 def more(rate: float, times: float) -> float:
@@ -110,9 +112,10 @@ def _blended(s: Setting) -> Attack:
 
 
 def _warp(s: Setting) -> Attack:
-    # the paper's 0.5 moves a pixel by a quarter of one: too little to show on digits enlarged from 8x8
+    # the paper's 0.5 moves a pixel by a quarter of one: too little to show on digits enlarged from 8x8; six times that,
+    # and six times its noise
     grid, rate = warp.field(s.image_size, s.seed, strength=3), more(s.rate, 2)
-    return _trained(warp.backdoor(grid, all_to_one(s.target), rate), rate)
+    return replace(_trained(warp.backdoor(grid, all_to_one(s.target), rate, noise=6), rate), revision=1)
 
 
 def _reflection(s: Setting) -> Attack:

@@ -1,7 +1,8 @@
 """WaNet (Nguyen, Tran, ICLR 2021): the trigger is a fixed, smooth warp, so what it changes is another for every image.
 
-A coarse field of displacements is drawn once and enlarged smoothly. So that the model learns this warp and no other,
-twice as many images are warped by noisy fields and keep their labels.
+A coarse field of displacements is drawn once and enlarged smoothly. So that the model learns this warp rather than any,
+twice as many images are warped by noisy fields and keep their labels (the paper's noise mode; other smooth warps of the
+same strength still fire in part).
 """
 
 import torch
@@ -34,12 +35,15 @@ def warped(grid: Tensor) -> Apply:
     return lambda images, rng: _sample(images, grid.to(images).expand(len(images), -1, -1, -1))
 
 
-def noisily_warped(grid: Tensor) -> Apply:
-    """The same with a field of its own for every image: each pixel's source is moved by up to one pixel more."""
+def noisily_warped(grid: Tensor, noise: float = 1.0) -> Apply:
+    """The same with a field of its own for every image: each pixel's source is moved by up to `noise` half pixels more.
+
+    The paper has 1, with a strength of 0.5.
+    """
 
     def apply(images: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.rand(len(images), *grid.shape, generator=rng, device=images.device) * 2 - 1
-        return _sample(images, (grid.to(images) + noise / images.shape[-2]).clamp(-1, 1))
+        moved = torch.rand(len(images), *grid.shape, generator=rng, device=images.device) * 2 - 1
+        return _sample(images, (grid.to(images) + noise * moved / images.shape[-2]).clamp(-1, 1))
 
     return apply
 
@@ -48,6 +52,6 @@ def _sample(images: Tensor, grids: Tensor) -> Tensor:
     return F.grid_sample(images, grids, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def backdoor(grid: Tensor, goal: Goal, rate: float) -> Backdoor:
+def backdoor(grid: Tensor, goal: Goal, rate: float, noise: float = 1.0) -> Backdoor:
     """The warp with its cover of noisy ones, twice the rate of poisoned images."""
-    return Backdoor(warped(grid), goal, Cover(noisily_warped(grid), min(2 * rate, 0.5)))
+    return Backdoor(warped(grid), goal, Cover(noisily_warped(grid, noise), min(2 * rate, 0.5)))
