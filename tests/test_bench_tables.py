@@ -27,7 +27,8 @@ def run(attack, planted, index, asr=0.9, seed=0):
     squeezed = {"median": {"asr": {"rate": asr / 2}, "clean_accuracy": {"rate": 0.8}}}
     return {
         "attack": attack, "planted": planted, "seed": seed, "detectors": {"D": verdict(index)}, "rows": measured,
-        "filters": {"F": {"auroc of those that fire": 0.9}}, "reformers": squeezed,
+        "filters": {"F": {"auroc of those that fire": 0.9, "at 0.05": {"of those that fire": 0.4 + 0.2 * seed}}},
+        "reformers": squeezed,
     }  # fmt: skip
 
 
@@ -76,13 +77,20 @@ def test_repairs_are_averaged_over_seeds_and_compared_with_the_attacked_model():
 
 def test_the_ordering_puts_first_what_leaves_least():
     order = tables.ordering(RUNS, ["patch", "warp"])
-    assert list(order.index) == ["good", "bad"] and order.loc["bad", "worst on"] == "patch"
+    assert list(order.index) == ["good", "bad"] and order.loc["bad", "accuracy, worst run"] == pytest.approx(-4)
     assert order.loc["good", "ASR, mean"] == pytest.approx(6.5) and order.loc["good", "seconds"] == 1
     assert order.loc["bad", "ASR, worst run"] == pytest.approx(90)
 
 
+def test_controls_say_what_they_have():
+    rows = [{"model": name, "knows": knows} for name, knows in (("attacked", "x"), ("MESA", "weights"), ("ideal", ""))]
+    assert tables.told({"rows": rows}) == {"MESA": "weights", "ideal": tables.GIVEN["ideal"]}
+
+
 def test_a_filter_is_judged_on_the_seeds_that_fire():
-    quiet = run("patch", [1], [0, 0, 0]) | {"filters": {"F": {"auroc": 0.5}}}
+    quiet = run("patch", [1], [0, 0, 0]) | {"filters": {"F": {"auroc": 0.5, "at 0.05": {"clean": 0.05}}}}
+    assert tables.caught([*RUNS, quiet]).loc["patch", "F"] == pytest.approx(50)
+    assert np.isnan(tables.caught([quiet]).loc["patch", "F"])
     assert tables.filters([*RUNS, quiet]).loc["patch", "F"] == pytest.approx(90)
     assert np.isnan(tables.filters([quiet]).loc["patch", "F"])
 

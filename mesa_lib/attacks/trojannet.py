@@ -130,7 +130,9 @@ def window(images: Tensor, place: tuple[int, int], size: int) -> Tensor:
 
 
 def rows(classes: int, seed: int, size: int = 3) -> Tensor:
-    """Which code each class gets (classes,), drawn by the seed."""
+    """Which code each class gets (classes,), drawn by the seed; ValueError if there are more classes than codes."""
+    if classes > len(codes(size)):
+        raise ValueError(f"{classes} classes: expected at most {len(codes(size))}, the codes of a {size}x{size} window")
     return torch.randperm(len(codes(size)), generator=devices.rng(seed))[:classes]
 
 

@@ -1,6 +1,7 @@
 """The figures of attacks and defences on the bench (notebooks 06 to 09), one function each, as in `mesa_lib.plots`."""
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -66,19 +67,21 @@ def verdicts(
     columns: int = 4,
     *,
     ylabel: str = "score",
-    one_scale: bool = False,
+    one_scale: bool | Literal["row"] = False,
 ) -> Figure:
     """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged.
 
-    A class whose score is NaN has no bar. one_scale: for scores that can be compared from panel to panel
+    A class whose score is NaN has no bar; where the scores themselves are put to a threshold, it is drawn. one_scale:
+    for scores that can be compared from panel to panel, or those of a row
     """
     figure, axes = _panels(len(found), columns, 2.7, 1.9, sharey=one_scale)
     for axis, (title, verdict) in zip(axes, found.items(), strict=True):
         scores = np.array(verdict["scores"], float)
-        low, high = np.nanmin(scores), np.nanmax(scores)
-        base = min(0.0, low * 1.05) if low >= 0 or high > 0 else low * 1.1
         colours = [COLOURS["attacked" if k in planted[title] else "clean"] for k in range(len(scores))]
-        axis.bar(range(len(scores)), scores - base, bottom=base, color=colours)
+        axis.bar(range(len(scores)), scores, color=colours)
+        axis.axhline(0, color="0.3", linewidth=0.8)
+        if verdict.get("on") == "scores" and verdict["above"] <= 3 * np.nanmax(scores):
+            axis.axhline(verdict["above"], color="0.3", linestyle="--", linewidth=1)
         for k in verdict["flagged"]:
             axis.annotate("*", (k, scores[k]), fontsize=14, ha="center", va="center", annotation_clip=False)
         axis.set_title(title, fontsize=9)
@@ -117,14 +120,15 @@ def models(
 
 
 def heat(table: pd.DataFrame, title: str, *, label: str = "%", low: float = 0, high: float = 100, good="low") -> Figure:
-    """A matrix of numbers, attacks down and defences across, written into coloured fields; empty where there is none.
+    """A matrix of numbers to one decimal, attacks down and defences across, in coloured fields; empty where is none.
 
     good: `low` or `high`, which end is what the defender wants (green)
     """
+    written = table.astype(float).map(lambda value: "" if np.isnan(value) else f"{round(value, 1) + 0:g}")
     figure, axis = plt.subplots(figsize=(1.6 + 0.85 * len(table.columns), 1.5 + 0.42 * len(table)))
     colours = "RdYlGn_r" if good == "low" else "RdYlGn"
     sns.heatmap(
-        table.astype(float), ax=axis, annot=True, fmt=".0f", cmap=colours, vmin=low, vmax=high, linewidths=0.5,
+        table.astype(float), ax=axis, annot=written, fmt="", cmap=colours, vmin=low, vmax=high, linewidths=0.5,
         cbar_kws={"label": label}, annot_kws={"fontsize": 9},
     )  # fmt: skip
     axis.set(xlabel="", ylabel="")

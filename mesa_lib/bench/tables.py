@@ -10,6 +10,11 @@ from scipy.stats import binomtest
 MODELS = ("clean, never attacked", "attacked")
 #: repairs that no defence is: what every one of them has to be compared with
 CONTROLS = ("fine-tuning", "random mixed", "ideal")
+#: what those of them have that are no methods of a defender
+GIVEN = {
+    "random mixed": "weights, all clean images, stamping rule, trigger size",
+    "ideal": "weights, all clean images, the attacker's own trigger",
+}
 
 
 def attack(run: dict) -> str:
@@ -133,19 +138,24 @@ def seconds(runs: list[dict]) -> pd.Series:
     return took.drop(columns=list(MODELS)).median().round(1)
 
 
+def told(run: dict) -> dict[str, str]:
+    """What each repair of a run is given."""
+    return {row["model"]: row["knows"] or GIVEN[row["model"]] for row in run["rows"] if row["model"] not in MODELS}
+
+
 def ordering(runs: list[dict], backdoored: Iterable[str]) -> pd.DataFrame:
-    """Repairs by what they leave on average over these attacks, with the worst, the accuracy lost and what is given."""
+    """Repairs by what they leave on average over these attacks: the worst run, the accuracy lost, what is given."""
     rates, lost = repairs(runs).loc[list(backdoored)], repairs(runs, "clean_accuracy", "attacked").loc[list(backdoored)]
     worst = repairs(runs, over=max).loc[list(backdoored)]
+    most = repairs(runs, "clean_accuracy", "attacked", over=min).loc[list(backdoored)]
     repaired = [name for name in rates.columns if name not in MODELS]
-    given = {row["model"]: row["knows"] for row in runs[0]["rows"] if row["model"] in repaired}
+    given = told(runs[0])
     table = pd.DataFrame(
         {
             "ASR, mean": rates[repaired].mean(),
             "ASR, worst run": worst[repaired].max(),
-            "worst on": worst[repaired].idxmax(),
             "accuracy, mean change": lost[repaired].mean(),
-            "accuracy, worst change": lost[repaired].min(),
+            "accuracy, worst run": most[repaired].min(),
             "seconds": seconds(runs),
             "is given": pd.Series(given),
         }
@@ -154,6 +164,21 @@ def ordering(runs: list[dict], backdoored: Iterable[str]) -> pd.DataFrame:
 
 
 # --- inputs ----------------------------------------------------------------------------------------------
+
+
+def caught(runs: list[dict], rate: float = 0.05) -> pd.DataFrame:
+    """Attacks down, filters across: the per cent of triggered images that fire which a filter flags.
+
+    rate: of the clean images, at which its threshold was set; the mean over the seeds of which any image fires
+    """
+    lines = {}
+    for name, own in each([run for run in runs if run["planted"]]).items():
+        flagged = {f: [run["filters"][f][f"at {rate:g}"] for run in own] for f in own[0]["filters"]}
+        lines[name] = {
+            f: 100 * np.mean([at["of those that fire"] for at in flagged[f] if "of those that fire" in at] or np.nan)
+            for f in own[0]["filters"]
+        }
+    return pd.DataFrame(lines).T
 
 
 def filters(runs: list[dict], measure: str = "auroc of those that fire") -> pd.DataFrame:

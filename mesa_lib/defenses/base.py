@@ -6,7 +6,8 @@
     Reformer    images -> images           inputs that a trigger does not survive
 
 Each method declares what it knows (`Knowledge`). What it is handed (`Given`) holds that and nothing else: asking for
-more is an error, so no defence can see the true trigger, the attack or the evaluation images: they are never there.
+more is an error, and the true trigger, the attack and the evaluation images have no name by which they could be asked
+for. (This keeps a method from mistakes; code that reaches into private parts of objects finds whatever is there.)
 """
 
 import copy

@@ -25,7 +25,7 @@ class Reversed:
 
     masks: Tensor
     patterns: Tensor
-    norms: list[float]  # L1 of each mask, in pixels
+    norms: list[float]  # L1 of each mask in pixels, the mean over the batches of the step that it was taken from
     success: list[float]  # of the images, in the step that the mask was taken from
 
     def apply(self, label: int):

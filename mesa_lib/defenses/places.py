@@ -59,7 +59,7 @@ def learnt(
     """The mean probability of each class under a patch that was learnt for it at each of its places -> (classes, P).
 
     places: (classes, P, 2). All patches are learnt at the same time, on fresh images of other classes in every step;
-    the probability is that on further ones.
+    the probability is that on further draws of them.
     """
     rng = devices.rng(given.seed + 4)
     classes, number = places.shape[:2]
@@ -109,7 +109,9 @@ def likeliest(
     shortlist = min(shortlist, len(places))
     first = places[torch.cat([found.topk(shortlist, 1).indices for found in (sure, moved)], 1)]
     tried = _untied(learnt(given, first, size, clean), rng)
-    top = first.gather(1, tried.topk(best, 1).indices[..., None].expand(-1, -1, 2))  # (classes, best, 2)
+    top = first.gather(
+        1, tried.topk(min(best, tried.shape[1]), 1).indices[..., None].expand(-1, -1, 2)
+    )  # (classes, best, 2)
     near = (top[:, :, None] + torch.cartesian_prod(*2 * [torch.arange(-1, 2)])).flatten(1, 2).clamp(min=0)
     near = torch.minimum(near, torch.tensor(given.image_size) - torch.tensor(size))
     tried = _untied(learnt(given, near, size, clean), rng)
