@@ -304,6 +304,13 @@ def coded():
     return scanning.Images(Split((255 * x).round().byte(), labels), ("red <b>", "green", "blue"), ("120 images.",))
 
 
+def test_larger_patches_are_not_tried_at_one_place():
+    """They turn most images of some clean models."""
+    rules = Options().detector(32).screening.rules(None)
+    assert [str(r) for r in rules if r.one_place] == [f"{side}x{side} at one place" for side in (2, 3, 4)]
+    assert [r.size[0] for r in rules if not r.one_place] == [2, 3, 4, 5]
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """The detector with fewer steps."""

