@@ -28,7 +28,7 @@ from .model import Stranger, understood
 #: of the images this part is kept for the accuracy of a repaired model
 KEPT = 0.2
 #: the largest side of a patch that is also tried at one place: larger ones that may choose their place turn most images
-#: of some clean models (on four on digits 5x5: up to 81 %, 4x4: up to 30 %), and a part of a trigger is found by smaller ones
+#: of some clean models (digits: 5x5 up to 81 %, 4x4 up to 30 % of four), and smaller ones find a part of a trigger
 LARGEST_AT_ONE_PLACE = 4
 #: published scans, of whose clean models the false alarms are counted
 PUBLISHED = "scans.json"
