@@ -137,6 +137,12 @@ def test_an_attacker_draws_images_of_all_classes():
     assert set(shop.some(12, 0).labels.tolist()) == {0, 1, 2, 3}
 
 
+def test_trojannet_has_no_codes_for_more_classes_than_codes():
+    assert len(set(trojannet.rows(126, 0).tolist())) == 126
+    with pytest.raises(ValueError, match="127 classes: expected at most 126"):
+        trojannet.rows(127, 0)
+
+
 # --- blending, warping, reflections ----------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from mesa_lib.defenses.base import Given, Knowledge, Memory
 from mesa_lib.defenses.deepinspect import deviation_factor
 from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
+from mesa_lib.defenses.screening import halves
 from mesa_lib.defenses.squeezing import BitDepth, FeatureSqueezing, Median, NonLocalMeans
 from mesa_lib.defenses.strip import OVERLAYS, STRIP
 
@@ -113,6 +114,13 @@ def test_every_method_declares_what_it_knows(kind):
         knows = method().knows
         assert isinstance(knows, Knowledge) and knows.words(), name
         assert kind is not catalogue.DETECTORS or not knows.target, f"{name} shall find the target"
+
+
+def test_a_screening_with_too_few_images_is_refused_as_such():
+    with pytest.raises(ValueError, match="3 clean images: each half"):
+        halves(Given(Knowledge("gradients"), victim(), clean(3), 4))
+    with pytest.raises(ValueError, match="two classes or more"):
+        halves(Given(Knowledge("gradients"), victim(), clean()[torch.arange(0, 40, 4)], 4))
 
 
 # --- outliers and thresholds -----------------------------------------------------------------------------

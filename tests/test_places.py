@@ -41,6 +41,10 @@ def test_the_place_that_counts_is_found_for_its_class(spot):
     assert row <= spot[0] < row + 3 and column <= spot[1] < column + 3
 
 
+def test_a_patch_as_large_as_the_image_has_one_place():
+    assert places.likeliest(given(Spot(3, 3), side=6), (6, 6)).tolist() == [[0, 0]] * 3
+
+
 def test_answers_count_images_of_other_classes_alone():
     found, sure, moved = places.answers(given(Spot(15, 15)), torch.tensor([[0, 0], [13, 13]]), (3, 3), 200)
     assert found.shape == sure.shape == moved.shape == (3, 2)

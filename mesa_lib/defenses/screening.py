@@ -56,9 +56,15 @@ class RandomTriggers(Detector):
 
 
 def halves(given: Given) -> tuple[Split, Split]:
-    """The defender's images: those that the generators see, and those on which their samples are judged."""
+    """The defender's images: those that the generators see, and those on which their samples are judged.
+
+    ValueError if one of them would be of a single class: nothing could be turned into that
+    """
     half = len(given.clean) // 2
-    return given.clean[:half], given.clean[half:]
+    parts = given.clean[:half], given.clean[half:]
+    if min(len(part.labels.unique()) for part in parts) < 2:
+        raise ValueError(f"{len(given.clean)} clean images: each half has to hold two classes or more")
+    return parts
 
 
 def success_on(
