@@ -9,7 +9,7 @@ from mesa_lib.attacks import trojannet
 from mesa_lib.data import Split
 from mesa_lib.defenses import base, catalogue
 from mesa_lib.defenses.base import Given, Knowledge, Memory
-from mesa_lib.defenses.deepinspect import deviation_factor
+from mesa_lib.defenses.deepinspect import DeepInspect, deviation_factor
 from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
 from mesa_lib.defenses.screening import halves
@@ -114,6 +114,21 @@ def test_every_method_declares_what_it_knows(kind):
         knows = method().knows
         assert isinstance(knows, Knowledge) and knows.words(), name
         assert kind is not catalogue.DETECTORS or not knows.target, f"{name} shall find the target"
+
+
+def test_deepinspect_flags_nothing_where_nothing_can_be_inverted():
+    class Deaf(torch.nn.Module):
+        """Answers class 1, whatever it sees."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return self.scale * torch.tensor([0.0, 9.0, 0.0, 0.0]) + 0 * x.mean((1, 2, 3))[:, None]
+
+    verdict = DeepInspect(inversion_steps=2).detect(Given(Knowledge("gradients", images=0), Deaf(), clean(), 4))
+    assert verdict.flagged == [] and verdict.about["compared"] == []
 
 
 def test_a_screening_with_too_few_images_is_refused_as_such():

@@ -111,6 +111,8 @@ class DeepInspect(Detector):
 
     def detect(self, given: Given) -> Verdict:
         images, y = self.invert(given)
+        if len(y.unique()) < 2:  # nothing stands in for data: no class can be compared
+            return self._verdict(torch.full((given.classes,), torch.inf), torch.zeros(given.classes), 0.0)
         k, device, rng = given.classes, given.device, devices.rng(given.seed + 1, given.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(given.seed)
