@@ -22,7 +22,8 @@ from mesa_lib.scan import accuracy, report
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
 from mesa_lib.scan.accuracy import NoVerdict
-from mesa_lib.scan.scanner import Options, Scanner
+from mesa_lib.scan.options import Options
+from mesa_lib.scan.scanner import Scanner
 from mesa_lib.staircase import Settings
 
 # --- images ----------------------------------------------------------------------------------------------

@@ -166,30 +166,23 @@ def ordering(runs: list[dict], backdoored: Iterable[str]) -> pd.DataFrame:
 # --- inputs ----------------------------------------------------------------------------------------------
 
 
-def caught(runs: list[dict], rate: float = 0.05) -> pd.DataFrame:
-    """Attacks down, filters across: the per cent of triggered images that fire which a filter flags.
-
-    rate: of the clean images, at which its threshold was set; the mean over the seeds of which any image fires
-    """
+def _of_filters(runs: list[dict], value: Callable[[dict], float | None]) -> pd.DataFrame:
+    """Attacks down, filters across: the mean over the seeds of which there is a value, in per cent."""
     lines = {}
     for name, own in each([run for run in runs if run["planted"]]).items():
-        flagged = {f: [run["filters"][f][f"at {rate:g}"] for run in own] for f in own[0]["filters"]}
-        lines[name] = {
-            f: 100 * np.mean([at["of those that fire"] for at in flagged[f] if "of those that fire" in at] or np.nan)
-            for f in own[0]["filters"]
-        }
+        known = {f: [value(run["filters"][f]) for run in own] for f in own[0]["filters"]}
+        lines[name] = {f: 100 * np.mean([v for v in known[f] if v is not None] or np.nan) for f in known}
     return pd.DataFrame(lines).T
 
 
 def filters(runs: list[dict], measure: str = "auroc of those that fire") -> pd.DataFrame:
     """Attacks down, filters across: the mean over the seeds of which any triggered image fires, in per cent."""
-    lines = {}
-    for name, own in each([run for run in runs if run["planted"]]).items():
-        lines[name] = {
-            f: 100 * np.mean([run["filters"][f][measure] for run in own if measure in run["filters"][f]] or np.nan)
-            for f in own[0]["filters"]
-        }
-    return pd.DataFrame(lines).T
+    return _of_filters(runs, lambda judged: judged.get(measure))
+
+
+def caught(runs: list[dict], rate: float = 0.05) -> pd.DataFrame:
+    """The same of the triggered images that fire which a filter flags; rate: of the clean images that it flags."""
+    return _of_filters(runs, lambda judged: judged[f"at {rate:g}"].get("of those that fire"))
 
 
 def reformers(runs: list[dict], measure: str = "asr") -> pd.DataFrame:

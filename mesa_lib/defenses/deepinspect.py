@@ -173,6 +173,7 @@ class DeepInspect(Detector):
         sizes = torch.where(compared, sizes, sizes[compared].max() + 1 if compared.any() else 1.0)
         about = {"sizes": sizes.tolist(), "success": rates.tolist(), "compared": compared.nonzero()[:, 0].tolist()}
         about["certainty of the inverted images"] = certain
+        about["double MAD"] = []  # of the classes that are compared
         index = np.zeros(len(sizes))
         if compared.sum() >= 3:
             known = sizes[compared].double().numpy()

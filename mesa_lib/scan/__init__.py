@@ -3,6 +3,7 @@
 model.py     the checkpoint -> a network that takes images in [0, 1] and answers with logits
 images.py    a folder of class folders -> images and labels, and what was odd about them
 accuracy.py  does the model know the images at all?
+options.py   what is looked for, and how a repair is trained
 scanner.py   all classes screened, suspects modelled, a verdict, on request the repair
 report.py    the result as a JSON file and as one HTML page
 command.py   `python -m mesa_lib scan`
@@ -15,6 +16,7 @@ from .images import Images
 from .images import read as read_images
 from .model import read as read_model
 from .model import understood
-from .scanner import Options, Scan, scan
+from .options import Options
+from .scanner import Scan, scan
 
 __all__ = ["Images", "NoVerdict", "Options", "Scan", "read_images", "read_model", "scan", "understood"]

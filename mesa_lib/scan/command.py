@@ -11,7 +11,8 @@ from .. import paths, store
 from . import images as read_images
 from . import model as models
 from . import report
-from .scanner import Options, scan
+from .options import Options
+from .scanner import scan
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -16,70 +16,20 @@ from .. import device as devices
 from .. import paths, retrain, store, training
 from ..data import Split
 from ..defenses.base import Given, Knowledge
-from ..defenses.mesa import MESA, Searched, retrained
-from ..defenses.screening import SQUARES, Rule, Screened, ScreeningPlaces, Size, halves, success_on
+from ..defenses.mesa import Searched, retrained
+from ..defenses.screening import Rule, Screened, halves, success_on
 from ..inference import logits, predict
 from ..metrics import proportion
 from ..staircase import TriggerDistribution
 from . import accuracy
 from .images import Images
 from .model import Stranger, understood
+from .options import Options
 
 #: of the images this part is kept for the accuracy of a repaired model
 KEPT = 0.2
-#: the largest side of a patch that is also tried at one place: larger ones that may choose their place turn most images
-#: of some clean models (digits: 5x5 up to 81 %, 4x4 up to 30 % of four), and smaller ones find a part of a trigger
-LARGEST_AT_ONE_PLACE = 4
 #: published scans, of whose clean models the false alarms are counted
 PUBLISHED = "scans.json"
-
-
-@dataclass
-class Unknown(ScreeningPlaces):
-    """Every size at any place, and the smaller ones at one place as well."""
-
-    largest: int = LARGEST_AT_ONE_PLACE
-
-    def rules(self, given: Given) -> list[Rule]:
-        return [rule for rule in super().rules(given) if not rule.one_place or max(rule.size) <= self.largest]
-
-
-@dataclass(frozen=True)
-class Options:
-    """sizes: of the patches that are looked for; repair: whether a repaired model is made, and how it is trained.
-
-    lowest: the accuracy on the clean images below which no verdict is given; None: two fifths of the way from the share
-    of the largest class to 1
-    """
-
-    sizes: tuple[Size, ...] = SQUARES
-    repair: bool = False
-    repair_epochs: int = 10
-    repair_lr: float = 0.02
-    repair_rate: float = 0.2
-    batch_size: int = 32
-    augment: str = "crop"
-    lowest: float | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-
-    def __post_init__(self):
-        if not self.sizes or not all(1 <= side <= 64 for size in self.sizes for side in size):
-            raise ValueError(f"sizes = {self.sizes}: expected sides of 1 to 64 pixels")
-        for name, low, high in (("repair_epochs", 1, 1000), ("repair_lr", 1e-9, 10), ("batch_size", 2, 10**5)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected a number from {low:g} to {high:g}")
-        if not 0 < self.repair_rate < 1:
-            raise ValueError(f"repair_rate = {self.repair_rate}: expected a number strictly between 0 and 1")
-        if self.lowest is not None and not 0 <= self.lowest < 1:
-            raise ValueError(f"lowest = {self.lowest}: expected an accuracy from 0 to below 1")
-        if self.augment not in training.AUGMENTATIONS:
-            raise ValueError(f"augment = {self.augment!r}: expected one of {', '.join(training.AUGMENTATIONS)}")
-
-    def detector(self, side: int) -> MESA:
-        """MESA for a defender who knows neither size nor place."""
-        return MESA(Unknown(sizes=self.sizes, stride=max(2, side // 32)))
 
 
 @dataclass
@@ -97,14 +47,14 @@ class Scan:
 
 
 def scan(
-    model: nn.Module, images: Images, options: Options = Options(), say: Callable[[str], None] = lambda text: None
+    model: nn.Module, images: Images, options: Options | None = None, say: Callable[[str], None] = lambda text: None
 ) -> Scan:
     """A verdict for every class of a model of which nothing is known but clean images.
 
     model: images in [0, 1] -> logits or probabilities (`model.read`, or any module). say: is told how far it is and
     how long it will take. NoVerdict if the accuracy is too low, ValueError if the model cannot be used at all
     """
-    return Scanner(model, images, options, say).run()
+    return Scanner(model, images, options or Options(), say).run()
 
 
 class Scanner:
