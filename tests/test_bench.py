@@ -112,6 +112,12 @@ def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victi
     assert lost(model) >= 6 and lost(own.attacked().model) <= 1
 
 
+def test_a_backdoor_planted_from_scratch_in_as_many_images_costs_no_accuracy(own_runs):
+    own = Stages(params.check({"start": "scratch", "poison_rate": 0.4, "clean_seed": 0}))
+    before, after = (own.measured(made) for made in (own.clean(), own.attacked()))
+    assert after["clean_accuracy"]["rate"] > before["clean_accuracy"]["rate"] - 0.03 and after["asr"]["rate"] > 0.9
+
+
 def test_the_reflections_were_chosen_by_what_they_do(victim):
     made = victim("reflection").stages.attacked().artifact.result
     kept = [made["flips"][i] for i in made["kept"]]
@@ -133,7 +139,7 @@ def test_the_pruning_aware_backdoor_survives_pruning_and_falls_to_fine_pruning(v
     own = victim("pruning-aware")
     _, pruned = rates(own, own.repaired("pruning"))
     accuracy, asr = rates(own, own.repaired("Fine-Pruning"))
-    assert pruned > 0.3, "0.42 to 0.66, by the number of threads"
+    assert pruned > 0.5
     assert accuracy > 0.95 and asr < 0.3 and asr < pruned / 2
 
 
@@ -272,12 +278,15 @@ def test_strip_separates_an_additive_trigger(victim):
         assert bench.separation(*scores, torch.ones(len(triggered), dtype=torch.bool))["auroc"] >= 0.95, overlay
 
 
-def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim):
+@pytest.mark.parametrize("confidence", [0, 5])
+def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim, confidence):
     own = victim("patch").stages
     model, d = own.clean().model, own.data
     images, labels = d.evaluation.images[:60].float() / 255, d.evaluation.labels[:60]
     right = inference.predict(model, images) == labels
-    found = adversarial.examples(model, images[right], labels[right], "cw").cpu()
+    found = adversarial.examples(model, images[right], labels[right], "cw", confidence=confidence).cpu()
+    two = inference.logits(model, found).topk(2).values
+    assert float((two[:, 0] - two[:, 1]).median()) >= confidence, "the margin that was asked for"
     fooled = inference.predict(model, found) != labels[right]
     assert float(fooled.float().mean()) > 0.9
     squeezing = FeatureSqueezing()
@@ -334,3 +343,5 @@ def test_adversarial_examples_keep_their_budget(victim):
         assert float((found - images).abs().max()) <= 0.02 + 1e-6 and 0 <= found.min() and found.max() <= 1
     with pytest.raises(ValueError, match="method = 'magic'"):
         adversarial.examples(own.clean().model, images, labels, "magic")
+    with pytest.raises(ValueError, match="confidence = 3 with pgd: expected 0"):
+        adversarial.examples(own.clean().model, images, labels, "pgd", confidence=3)

@@ -17,23 +17,29 @@ def examples(
     *,
     epsilon: float = 8 / 255,
     steps: int | None = None,
+    confidence: float = 0,
     seed: int = 0,
 ) -> Tensor:
     """Perturbed copies of images (N, 3, H, W) in [0, 1], meant to be taken for any other class than `labels`.
 
     fgsm and pgd (a fifth of epsilon a step, random start) move no value by more than `epsilon`; deepfool and cw
-    (Carlini and Wagner, L2) look for the smallest change in L2 and have no bound. steps: default 10, 50 and 200
+    (Carlini and Wagner, L2) look for the smallest change in L2 and have no bound. steps: default 10, 50 and 200.
+    confidence: of cw only, by how much the wrong logit shall exceed the right one
     """
     import foolbox
 
     if method not in METHODS:
         raise ValueError(f"method = {method!r}: expected one of {', '.join(METHODS)}")
+    if confidence < 0 or (confidence and method != "cw"):
+        raise ValueError(f"confidence = {confidence} with {method}: expected 0, or with cw a margin of logits above 0")
     device = next(model.parameters()).device
     attacks = {
         "fgsm": lambda: foolbox.attacks.LinfFastGradientAttack(),
         "pgd": lambda: foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=0.2, steps=steps or 10),
         "deepfool": lambda: foolbox.attacks.L2DeepFoolAttack(steps=steps or 50, overshoot=0.02),
-        "cw": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=steps or 200, binary_search_steps=4),
+        "cw": lambda: foolbox.attacks.L2CarliniWagnerAttack(
+            steps=steps or 200, binary_search_steps=4, confidence=confidence
+        ),
     }
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=device)
     budget = epsilon if method in ("fgsm", "pgd") else None

@@ -139,9 +139,12 @@ def _reflection(s: Setting) -> Attack:
 
 
 def _pruning_aware(s: Setting) -> Attack:
-    backdoor = badnets.backdoor(s.trigger, s.target)
-    edit = poison(backdoor, more(s.rate, 2))
-    return Attack(backdoor, lambda shop: pruning_aware.plant(shop, edit, s.seed), size=s.size, trained_start=True)
+    backdoor, rate = badnets.backdoor(s.trigger, s.target), more(s.rate, 2)
+
+    def plant(shop: Workshop) -> Planted:
+        return pruning_aware.plant(shop, backdoor, rate, s.seed)
+
+    return Attack(backdoor, plant, size=s.size, trained_start=True, revision=2)
 
 
 def _trojannet(s: Setting) -> Attack:
