@@ -47,6 +47,19 @@ def test_a_planted_class_that_is_flagged_is_found_whatever_else_is_flagged():
     assert table["others flagged"].startswith("2 of 3") and table["false alarms"].startswith("1 of 2")
 
 
+def test_a_limit_is_raised_only_where_clean_models_of_the_same_data_exceed_it():
+    assert tables.raised(0.5, 0.4, "scores") == 0.5 and tables.raised(0.5, 0.7, "scores") == pytest.approx(0.85)
+    assert tables.raised(3.0, 3.0, "index") == 3.0 and tables.raised(3.0, 3.6, "index") == 4.0
+    assert tables.raised(3.0, 3.5, "index") == 4.0, "above the highest, not at it"
+
+
+def test_runs_are_judged_anew_by_the_limits_of_their_data():
+    judged = tables.with_limits_of(RUNS, [run("none", [], [0, 0, 2.6])])
+    assert [one["detectors"]["D"]["flagged"] for one in judged] == [[1], [], [], [], []]
+    assert tables.limits(judged) == {"D": 3.0} and tables.limits(RUNS) == {"D": 2.0}, "the runs themselves stay"
+    assert tables.with_limits_of(RUNS, [run("none", [], [0, 0, 0])]) == RUNS
+
+
 def test_a_tie_ranks_nobody_first_and_with_all_classes_planted_nothing_is_ranked():
     tied = [run("patch", [0], [0, 0, 0]), run("all-to-all", [0, 1, 2], [5, 0, 0])]
     assert tables.first(verdict([1, 1, 0])) is None and tables.detection(tied).loc["D", "ranked first"].startswith(

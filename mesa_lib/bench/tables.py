@@ -70,6 +70,34 @@ def limits(runs: list[dict]) -> dict[str, float]:
     return {name: verdict["above"] for name, verdict in runs[0]["detectors"].items()}
 
 
+def raised(limit: float, highest: float, on: str) -> float:
+    """A threshold for other data: its own, if no clean model of those data exceeds it.
+
+    Else, for rates and cosines (`scores`), halfway from the highest of the clean models to 1; for an anomaly index the
+    next half above the highest.
+    """
+    if highest <= limit:
+        return limit
+    return (highest + 1) / 2 if on == "scores" else float(np.floor(2 * highest + 1)) / 2
+
+
+def with_limits_of(runs: list[dict], clean: list[dict]) -> list[dict]:
+    """The runs judged anew, by thresholds `raised` where the clean models of the same data set ask for it.
+
+    clean: runs of models that are not among the others, on the same data
+    """
+    found = []
+    for run in runs:
+        verdicts = {}
+        for name, verdict in run["detectors"].items():
+            highest = max(peak(one["detectors"][name]) for one in clean)
+            above = raised(verdict["above"], highest, verdict["on"])
+            flagged = [k for k, value in enumerate(verdict[verdict["on"]]) if value > above]
+            verdicts[name] = verdict | {"above": above, "flagged": flagged}
+        found.append(run | {"detectors": verdicts})
+    return found
+
+
 def share(found: Iterable[bool]) -> str:
     """`9 of 10 (55 to 100 %)`: with the exact interval of 95 % (Clopper, Pearson 1934)."""
     found = list(found)

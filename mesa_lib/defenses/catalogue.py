@@ -3,7 +3,8 @@
 The detectors' thresholds were fixed on the ten clean models of the sweep `bench-thresholds`, none of which is reported.
 The published one stands where at most one of the ten exceeds it (DeepInspect); else it is above the highest of the ten
 (Neural Cleanse, DL-TND, DF-TND). Rates of success (MESA, random triggers) stay far below theirs, round numbers that are
-at least six times the highest. A test compares them with the published results.
+at least six times the highest. A test compares them with the published results. These are digits; on other data clean
+models may exceed them, and `bench.tables.with_limits_of` raises them by clean models of those data.
 """
 
 from collections.abc import Callable, Iterable
