@@ -7,7 +7,7 @@ import torch
 from mesa_lib import classifiers
 from mesa_lib.attacks import trojannet
 from mesa_lib.data import Split
-from mesa_lib.defenses import base, catalogue
+from mesa_lib.defenses import base, catalogue, dl_tnd
 from mesa_lib.defenses.base import Given, Knowledge, Memory
 from mesa_lib.defenses.deepinspect import DeepInspect, deviation_factor
 from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
@@ -129,6 +129,15 @@ def test_deepinspect_flags_nothing_where_nothing_can_be_inverted():
 
     verdict = DeepInspect(inversion_steps=2).detect(Given(Knowledge("gradients", images=0), Deaf(), clean(), 4))
     assert verdict.flagged == [] and verdict.about["compared"] == []
+
+
+def test_many_classes_are_searched_in_parts_with_the_same_result(monkeypatch):
+    method, knows = dl_tnd.DLTND(steps=5), Knowledge("weights", images=40)
+    whole = method.detect(Given(knows, victim(), clean(), 4))
+    monkeypatch.setattr(dl_tnd, "AT_ONCE", 3)
+    parts = method.detect(Given(knows, victim(), clean(), 4))
+    assert len(parts.scores) == 4 and parts.scores == pytest.approx(whole.scores, abs=1e-3)
+    assert np.ptp(whole.scores) > 0.01, "classes that differ"
 
 
 def test_a_screening_with_too_few_images_is_refused_as_such():

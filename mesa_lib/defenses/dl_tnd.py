@@ -18,6 +18,9 @@ from .. import device as devices
 from ..progress import bar
 from .base import Detector, Given, Knowledge, Verdict, anomaly_index
 
+#: classes whose perturbations are sought in one batch: each has one for every image
+AT_ONCE = 10
+
 
 @dataclass
 class DLTND(Detector):
@@ -41,12 +44,14 @@ class DLTND(Detector):
         given.model.requires_grad_(False)
         x, y = self._some(given)
         k, n = given.classes, len(y)
-        targets = torch.arange(k, device=given.device)
-        universal = self._universal(given, x, y, targets)
-        own = self._per_image(given, x, y, targets)
         with torch.no_grad():
             usual = given.model.represent(x).float().mean(0)
-        cosines = F.cosine_similarity(universal - usual, own - usual, dim=2)  # (K, n)
+        parts = []
+        for targets in torch.arange(k, device=given.device).split(AT_ONCE):  # no class asks another
+            universal = self._universal(given, x, y, targets)
+            own = self._per_image(given, x, y, targets)
+            parts.append(F.cosine_similarity(universal - usual, own - usual, dim=2))
+        cosines = torch.cat(parts)  # (K, n)
         scores = [float(cosines[label][y != label].quantile(self.quantile)) for label in range(k)]
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", {"images": n})
 
