@@ -16,12 +16,13 @@ from torch import nn
 from mesa_lib import __main__, classifiers, store
 from mesa_lib import scan as scanning
 from mesa_lib.data import Split
-from mesa_lib.defenses.mesa import MESA
-from mesa_lib.defenses.screening import ScreeningPlaces
+from mesa_lib.defenses.mesa import MESA, Searched
+from mesa_lib.defenses.screening import Rule, Screened, ScreeningPlaces
 from mesa_lib.scan import accuracy, report
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
 from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.detector import STRICTEST, ByRule, limit, margin
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.scanner import Scanner
 from mesa_lib.staircase import Settings
@@ -312,11 +313,47 @@ def test_larger_patches_are_not_tried_at_one_place():
     assert [r.size[0] for r in rules if not r.one_place] == [2, 3, 4, 5]
 
 
+def test_every_way_of_stamping_has_a_limit_of_its_own():
+    rules = {(side, one): limit(Rule((side, side), one)) for side in (2, 3, 4, 5) for one in (False, True)}
+    assert all(rules[side, True] > rules[side, False] for side in (2, 3, 4, 5)), "a place that may be chosen asks more"
+    assert rules[4, True] > rules[3, True] and limit(Rule((4, 3), True)) == rules[4, True]
+    assert limit(Rule((9, 9))) == limit(Rule((9, 9), True)) == STRICTEST
+    assert margin(Rule((3, 3)), 1.0) == 1 and margin(Rule((3, 3)), limit(Rule((3, 3)))) == 0
+
+
+def searched(rates, modelled=()):
+    """What a search would have found: rule -> rate of each class."""
+    places = {rule: torch.zeros(len(own), 2) if rule.one_place else None for rule, own in rates.items()}
+    return Searched(Screened(rates, places), {}, dict(modelled))
+
+
+def test_a_class_is_judged_by_the_rule_that_comes_highest_above_its_own_limit():
+    anywhere, there, larger = Rule((3, 3)), Rule((3, 3), True), Rule((4, 4), True)
+    clean = searched({anywhere: [0.5, 0.1], there: [0.9, 0.2], larger: [0.97, 0.3]})
+    assert ByRule().judge(clean).flagged == [] and ByRule.best(clean, 0)[0] == there
+    assert ByRule().judge(searched({anywhere: [0.8, 0.1], there: [0.9, 0.2]})).flagged == [0]
+    assert ByRule().judge(searched({there: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
+    found = searched({anywhere: [0.8, 0.1]}, {0: {anywhere: 0.6}})
+    assert ByRule().judge(found).flagged == [], "the full model has the last word"
+
+
+def test_of_a_suspect_the_best_rule_of_either_kind_is_modelled():
+    three, four = Rule((3, 3), True), Rule((4, 4), True)
+    rates = {
+        Rule((2, 2)): [0.05, 0],
+        Rule((5, 5)): [0.2, 0],
+        Rule((2, 2), True): [0.3, 0],
+        three: [0.5, 0],
+        four: [0.9, 0],
+    }
+    assert ByRule().suspects(searched(rates).screened) == {0: [Rule((5, 5)), four, three]}
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """The detector with fewer steps."""
     small_ = Settings(betas=(0.9, 0.5), steps=60, batch=16)
-    method = MESA(ScreeningPlaces(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small_)
+    method = ByRule(ScreeningPlaces(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small_)
     monkeypatch.setattr(Options, "detector", lambda self, side: method)
 
 
@@ -328,7 +365,9 @@ def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty
     assert found["verdict"] == "backdoored" and found["flagged"] == ["green"]
     line = found["verdicts"][1]
     assert line["rule"] == "3x3 at one place" and line["place"][0] <= 9 < line["place"][0] + 3
-    assert line["score"] > 0.5 > max(found["verdicts"][k]["score"] for k in (0, 2))
+    assert line["rate"] > line["limit"] == 0.93 and line["score"] > 0 > max(
+        found["verdicts"][k]["score"] for k in (0, 2)
+    )
     assert found["accuracy"]["rate"] == 1 and found["repair"]["done"] and done.repaired is not None
     assert found["repair"]["images for the accuracy"] == 24 and found["repair"]["accuracy before"]["rate"] == 1
     assert any("left" in text for text in said) and any("suspects: green" in text for text in said)

@@ -3,6 +3,7 @@
 model.py     the checkpoint -> a network that takes images in [0, 1] and answers with logits
 images.py    a folder of class folders -> images and labels, and what was odd about them
 accuracy.py  does the model know the images at all?
+detector.py  MESA with nothing known: which patches are tried, and a limit for each way of stamping them
 options.py   what is looked for, and how a repair is trained
 scanner.py   all classes screened, suspects modelled, a verdict, on request the repair
 report.py    the result as a JSON file and as one HTML page

@@ -3,23 +3,9 @@
 from dataclasses import dataclass
 
 from .. import training
-from ..defenses.base import Given
 from ..defenses.mesa import MESA
-from ..defenses.screening import SQUARES, Rule, ScreeningPlaces, Size
-
-#: the largest side of a patch that is also tried at one place: larger ones that may choose their place turn most images
-#: of some clean models (digits: 5x5 up to 81 %, 4x4 up to 30 % of four), and smaller ones find a part of a trigger
-LARGEST_AT_ONE_PLACE = 4
-
-
-@dataclass
-class Unknown(ScreeningPlaces):
-    """Every size at any place, and the smaller ones at one place as well."""
-
-    largest: int = LARGEST_AT_ONE_PLACE
-
-    def rules(self, given: Given) -> list[Rule]:
-        return [rule for rule in super().rules(given) if not rule.one_place or max(rule.size) <= self.largest]
+from ..defenses.screening import SQUARES, Size
+from .detector import ByRule, Unknown
 
 
 @dataclass(frozen=True)
@@ -57,4 +43,4 @@ class Options:
 
     def detector(self, side: int) -> MESA:
         """MESA for a defender who knows neither size nor place."""
-        return MESA(Unknown(sizes=self.sizes, stride=max(2, side // 32)))
+        return ByRule(Unknown(sizes=self.sizes, stride=max(2, side // 32)))

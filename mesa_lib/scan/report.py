@@ -62,15 +62,15 @@ def summary(found: dict) -> str:
     """The verdict in sentences."""
     lines = [line for line in found["verdicts"] if line["flagged"]]
     said = [
-        f"Patches of {line['rule']}{at(line['place'])} that a generator found turn {line['score']:.0%} of other "
-        f"images into {line['class']}."
+        f"Patches of {line['rule']}{at(line['place'])} that a generator found turn {line['rate']:.1%} of other "
+        f"images into {line['class']} (the limit is {line['limit']:.1%})."
         for line in lines
     ]
     if not lines:
         worst = max(found["verdicts"], key=lambda line: line["score"])
         said = [
-            f"The class that answers most to patches is {worst['class']}, with {worst['score']:.0%} of the images; "
-            f"the limit is {found['above']:.0%}."
+            f"The class that comes nearest to its limit is {worst['class']}: patches of {worst['rule']} turn "
+            f"{worst['rate']:.1%} of other images; the limit is {worst['limit']:.1%}."
         ]
     return " ".join([*said, alarms(found)])
 
@@ -90,13 +90,15 @@ def at(place: list | None) -> str:
 
 
 def classes(found: dict) -> str:
-    head = "<tr><th>class</th><th>verdict</th><th>images turned</th><th>by patches of</th><th>right on clean</th>"
+    head = "<tr><th>class</th><th>verdict</th><th>images turned</th><th>limit</th><th>by patches of</th>"
+    head += "<th>right on clean</th>"
     known = found["clean models"]
     head += "<th>clean models with such a class</th></tr>" if known else "</tr>"
     rows = []
     for line, recall in zip(found["verdicts"], found["accuracy"]["recalls"], strict=True):
         verdict = '<b class="bad">backdoored</b>' if line["flagged"] else "nothing found"
-        cells = [escape(line["class"]), verdict, f"{line['score']:.1%}", escape(line["rule"] + at(line["place"]))]
+        cells = [escape(line["class"]), verdict, f"{line['rate']:.1%}", f"{line['limit']:.1%}"]
+        cells += [escape(line["rule"] + at(line["place"]))]
         cells += [f"{recall:.1%}"] + ([f"{line['clean models with such a class']} of {known}"] if known else [])
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table>{head}{''.join(rows)}</table>"

@@ -22,6 +22,7 @@ from ..inference import logits, predict
 from ..metrics import proportion
 from ..staircase import TriggerDistribution
 from . import accuracy
+from .detector import limit, margin
 from .images import Images
 from .model import Stranger, understood
 from .options import Options
@@ -88,8 +89,7 @@ class Scanner:
             if max(size) > min(self.images.split.images.shape[-2:]):
                 raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
         found = self.search()
-        judged = self.detector.judge(found)
-        result |= self.verdict(found, judged.flagged, judged.scores)
+        result |= self.verdict(found)
         samples = {
             (k, rule): fitted.at(max(fitted.betas)).sample(16, devices.rng(self.options.seed + 9)).cpu()
             for k, models in found.models.items()
@@ -187,23 +187,29 @@ class Scanner:
         words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         return f"; about {words} left{if_}"
 
-    def verdict(self, found: Searched, flagged: list[int], scores: list[float]) -> dict:
+    def verdict(self, found: Searched) -> dict:
         """What was found, class by class, and what clean models would have scored."""
-        lines, known = [], clean_scores()
+        judged, lines, known = self.detector.judge(found), [], clean_scores()
         for k, name in enumerate(self.images.classes):
-            screened = {str(rule): round(rates[k], 4) for rule, rates in found.screened.rates.items()}
-            line = {"class": name, "score": round(scores[k], 4), "flagged": k in flagged, "screened": screened}
-            line["modelled"] = {str(rule): round(rate, 4) for rule, rate in found.rates.get(k, {}).items()}
-            by = {rule: rates[k] for rule, rates in found.screened.rates.items()} | found.rates.get(k, {})
-            best = max(by, key=by.get)
-            at = found.screened.place(best, k)
-            line |= {"rule": str(best), "place": None if at is None else at.tolist()}
-            line["clean models with such a class"] = sum(max(own) >= scores[k] for own in known)
-            lines.append(line)
+            rule, rate = self.detector.best(found, k)
+            at = found.screened.place(rule, k)
+            lines.append(
+                {
+                    "class": name,
+                    "flagged": k in judged.flagged,
+                    "score": round(judged.scores[k], 4),
+                    "rate": round(rate, 4),
+                    "limit": limit(rule),
+                    "rule": str(rule),
+                    "place": None if at is None else at.tolist(),
+                    "clean models with such a class": sum(max(own) >= judged.scores[k] for own in known),
+                    "screened": {str(rule): round(rates[k], 4) for rule, rates in found.screened.rates.items()},
+                    "modelled": {str(rule): round(rate, 4) for rule, rate in found.rates.get(k, {}).items()},
+                }
+            )
         return {
-            "verdict": "backdoored" if flagged else "nothing found",
-            "flagged": [self.images.classes[k] for k in flagged],
-            "above": self.detector.above,
+            "verdict": "backdoored" if judged.flagged else "nothing found",
+            "flagged": [self.images.classes[k] for k in judged.flagged],
             "verdicts": lines,
             "clean models": len(known),
             "clean models flagged": sum(max(own) > self.detector.above for own in known),
@@ -215,7 +221,7 @@ class Scanner:
             (k, rule)
             for k, models in found.models.items()
             for rule in models
-            if found.rates[k][rule] > self.detector.above
+            if margin(rule, found.rates[k][rule]) > self.detector.above
         ]
         if not fires:
             return None, {"done": False, "why": "nothing was flagged"}

@@ -1,0 +1,75 @@
+"""The detector of a scan: MESA where neither class nor size nor place is known, with a limit for each way of stamping.
+
+The more a patch is free to choose, the more images of a clean model it turns. So every rule has a limit of its own:
+halfway from the most that any class of a clean model showed to all images. The clean models were the ten on digits of
+the sweep `bench-thresholds` and the two on CIFAR-10 of `bench-thresholds-cifar10`; these two set all limits.
+"""
+
+from dataclasses import dataclass, field
+
+from ..defenses.base import Given, Verdict, anomaly_index
+from ..defenses.mesa import MESA, Searched
+from ..defenses.screening import Rule, Screened, Screening, ScreeningPlaces, in_words
+
+#: the largest side of a patch that is also tried at one place: larger ones turn nearly all images of clean models
+LARGEST_AT_ONE_PLACE = 4
+#: largest side -> the limit of patches up to it that are stamped anywhere (clean models: 5x5 up to 54 %)
+ANYWHERE = {5: 0.77}
+#: the same for patches that have chosen a place (clean models: 3x3 up to 86 %, 4x4 up to 97 %)
+AT_ONE_PLACE = {3: 0.93, 4: 0.985}
+#: for everything larger, of which nothing is known
+STRICTEST = 0.985
+
+
+def limit(rule: Rule) -> float:
+    """The fraction of images that samples have to turn if a class is to be flagged for them."""
+    known = AT_ONE_PLACE if rule.one_place else ANYWHERE
+    return next((known[side] for side in sorted(known) if max(rule.size) <= side), STRICTEST)
+
+
+def margin(rule: Rule, rate: float) -> float:
+    """How far a rate lies above its limit: 1 where all images are turned, 0 at the limit, negative below."""
+    return (rate - limit(rule)) / (1 - limit(rule))
+
+
+@dataclass
+class Unknown(ScreeningPlaces):
+    """Every size at any place, and the smaller ones at one place as well."""
+
+    largest: int = LARGEST_AT_ONE_PLACE
+
+    def rules(self, given: Given) -> list[Rule]:
+        return [rule for rule in super().rules(given) if not rule.one_place or max(rule.size) <= self.largest]
+
+
+@dataclass
+class ByRule(MESA):
+    """MESA's detector whose scores are margins: the highest of all rules by which a class was modelled (or screened).
+
+    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best.
+    """
+
+    screening: Screening = field(default_factory=Unknown)
+    sizes: int = 3
+    above: float = 0.0
+
+    def suspects(self, screened: Screened) -> dict[int, list[Rule]]:
+        found = {}
+        for k in super().suspects(screened):
+            firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
+            firing.sort(key=lambda rule: -screened.rates[rule][k])
+            best = [next((r for r in firing if r.one_place == one), None) for one in (False, True)]
+            chosen = [rule for rule in best if rule]
+            found[k] = (chosen + [rule for rule in firing if rule not in chosen])[: self.sizes]
+        return found
+
+    def judge(self, found: Searched) -> Verdict:
+        scores = [margin(*self.best(found, k)) for k in range(len(found.screened.highest))]
+        about = {"screened": in_words(found.screened.rates)}
+        return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
+
+    @staticmethod
+    def best(found: Searched, k: int) -> tuple[Rule, float]:
+        """The rule by which a class comes highest above its limit, or least below, and its rate there."""
+        by = found.rates.get(k) or {rule: rates[k] for rule, rates in found.screened.rates.items()}
+        return max(by.items(), key=lambda item: margin(*item))
