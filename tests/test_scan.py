@@ -369,6 +369,7 @@ def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty
         found["verdicts"][k]["score"] for k in (0, 2)
     )
     assert found["accuracy"]["rate"] == 1 and found["repair"]["done"] and done.repaired is not None
+    assert found["repair"]["flagged and not repaired"] == []
     assert found["repair"]["images for the accuracy"] == 24 and found["repair"]["accuracy before"]["rate"] == 1
     assert any("left" in text for text in said) and any("suspects: green" in text for text in said)
     json_file, page = report.write(done, tmp_path / "out", "odd <i>.safetensors")
@@ -376,6 +377,12 @@ def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty
     html = page.read_text()
     assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
     assert html.count("data:image/png;base64,") == len(done.samples) >= 1 and "http" not in html
+
+
+def test_a_flagged_class_that_was_not_modelled_is_told_as_not_repaired(coded, quick, empty_store):
+    own = Scanner(Coded(), coded, Options(), print)
+    made, told = own.repair(searched({Rule((3, 3)): [0.1, 0.9, 0.1]}))
+    assert made is None and told == {"done": False, "why": "none of green was modelled"}
 
 
 def test_a_model_without_backdoor_is_left_in_peace(coded, quick, empty_store):

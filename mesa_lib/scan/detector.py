@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ..defenses.base import Given, Verdict, anomaly_index
 from ..defenses.mesa import MESA, Searched
 from ..defenses.screening import Rule, Screened, Screening, ScreeningPlaces, in_words
+from ..staircase import Settings
 
 #: the largest side of a patch that is also tried at one place: larger ones turn nearly all images of clean models
 LARGEST_AT_ONE_PLACE = 4
@@ -46,10 +47,13 @@ class Unknown(ScreeningPlaces):
 class ByRule(MESA):
     """MESA's detector whose scores are margins: the highest of all rules by which a class was modelled (or screened).
 
-    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best.
+    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best: for a verdict
+    the highest level of the staircase alone; `of_repair` has all of them.
     """
 
     screening: Screening = field(default_factory=Unknown)
+    settings: Settings = Settings(betas=(0.9,))
+    of_repair: Settings = Settings()
     sizes: int = 3
     above: float = 0.0
 

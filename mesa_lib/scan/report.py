@@ -142,6 +142,8 @@ def repair(found: dict) -> str:
     accuracy = [found[f"accuracy {when}"]["rate"] for when in ("before", "after")]
     rows = f"<tr><td>right on clean images</td><td>{accuracy[0]:.1%}</td><td>{accuracy[1]:.1%}</td></tr>{rows}"
     words = f"The accuracy is that on {found['images for the accuracy']} images which the repair did not see."
+    if found["flagged and not repaired"]:
+        words += f" Not modelled, and so not repaired: {escape(', '.join(found['flagged and not repaired']))}."
     return f"<h2>Repair</h2><table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table><p>{words}</p>"
 
 

@@ -20,7 +20,7 @@ from ..defenses.mesa import Searched, retrained
 from ..defenses.screening import Rule, Screened, halves, success_on
 from ..inference import logits, predict
 from ..metrics import proportion
-from ..staircase import TriggerDistribution
+from ..staircase import Settings, TriggerDistribution
 from . import accuracy
 from .detector import limit, margin
 from .images import Images
@@ -126,9 +126,7 @@ class Scanner:
         """All classes screened by every rule, suspects modelled, with the time that is left."""
         given, detector = self.given(self.detector.knows), self.detector
         rules, classes = detector.screening.rules(given), len(self.images.classes)
-        quick, full = detector.screening.settings, detector.settings
-        of_screening = quick.steps * classes * quick.batch * quick.images_per_trigger
-        of_model = full.steps * len(full.betas) * full.batch * full.images_per_trigger
+        of_screening, of_model = classes * passes(detector.screening.settings), passes(detector.settings)
         rates, places = {}, {}
         for number, rule in enumerate(rules):
             left = (len(rules) - number) * of_screening + of_model
@@ -142,7 +140,9 @@ class Scanner:
         for number, (k, rule) in enumerate(todo):
             name, left = self.images.classes[k], self._left((len(todo) - number) * of_model)
             self.say(f"[{number + 1}/{len(todo)}] the distribution of {name}, patches of {rule}{left}")
-            fitted, rate = self._timed(of_model, lambda k=k, r=rule: self._modelled(given, k, r, found.screened))
+            fitted, rate = self._timed(
+                of_model, lambda k=k, r=rule: self._modelled(given, k, r, found.screened, self.detector.settings)
+            )
             found.models.setdefault(k, {})[rule], found.rates.setdefault(k, {})[rule] = fitted, rate
         return found
 
@@ -156,18 +156,20 @@ class Scanner:
         known = store.train_or_load("scan-screened", config, make, self.device).result
         return known["rates"], None if known["places"] is None else torch.tensor(known["places"])
 
-    def _modelled(self, given: Given, k: int, rule: Rule, screened: Screened) -> tuple[TriggerDistribution, float]:
+    def _modelled(
+        self, given: Given, k: int, rule: Rule, screened: Screened, settings: Settings
+    ) -> tuple[TriggerDistribution, float]:
         place = screened.place(rule, k)
-        config = self.key | {"rule": str(rule), "class": k, "settings": asdict(self.detector.settings)}
+        config = self.key | {"rule": str(rule), "class": k, "settings": asdict(settings)}
         config["place"] = None if place is None else place.tolist()
 
         def make():
-            fitted, rate = self.detector.model(given, k, rule, place)
+            fitted, rate = replace(self.detector, settings=settings).model(given, k, rule, place)
             return fitted.tensors(), {"rate": rate, "summary": fitted.summary()}
 
         known = store.train_or_load("scan-modelled", config, make, self.device)
-        settings = replace(self.detector.settings, trigger_size=rule.size, seed=given.seed)
-        fitted = TriggerDistribution.restore(known.tensors, known.result["summary"], (3, *rule.size), settings)
+        own = replace(settings, trigger_size=rule.size, seed=given.seed)
+        fitted = TriggerDistribution.restore(known.tensors, known.result["summary"], (3, *rule.size), own)
         return fitted, known.result["rate"]
 
     def _timed(self, passes: float, do: Callable):
@@ -223,8 +225,21 @@ class Scanner:
             for rule in models
             if margin(rule, found.rates[k][rule]) > self.detector.above
         ]
+        flagged = {self.images.classes[k] for k in self.detector.judge(found).flagged}
+        left = sorted(flagged - {self.images.classes[k] for k, _ in fires})  # more classes than are modelled
         if not fires:
-            return None, {"done": False, "why": "nothing was flagged"}
+            why = f"none of {', '.join(left)} was modelled" if left else "nothing was flagged"
+            return None, {"done": False, "why": why}
+        whole = self.detector.of_repair
+        models = {}
+        for k, rule in fires:
+            time_left = self._left((len(fires) - len(models)) * passes(whole))
+            name = self.images.classes[k]
+            self.say(f"[{len(models) + 1}/{len(fires)}] all levels of {name}, patches of {rule}{time_left}")
+            searching = self.given(self.detector.knows)
+            models[k, rule], _ = self._timed(
+                passes(whole), lambda k=k, r=rule, g=searching: self._modelled(g, k, r, found.screened, whole)
+            )
         self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images")
         given = self.given(Knowledge("weights", rule=True))
         places = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
@@ -232,7 +247,7 @@ class Scanner:
         config = self.key | {"fires": names, "detector": asdict(self.detector), "options": asdict(self.options)}
 
         def make():
-            changes = [retrain.stamped(found.models[k][rule].sample, places[k, rule]) for k, rule in fires]
+            changes = [retrain.stamped(fitted.sample, places[of]) for of, fitted in models.items()]
             return retrained(given, changes).state_dict(), {}
 
         weights = store.train_or_load("scan-repaired", config, make, self.device).tensors
@@ -243,7 +258,6 @@ class Scanner:
 
         def still(of: nn.Module) -> list[float]:
             """How often the samples fire that the repair used, on images that their generators did not see."""
-            models = {(k, rule): found.models[k][rule] for k, rule in fires}
             return [
                 success_on(judged, fitted.at(max(fitted.betas)), k, replace_model(given, of), places[k, rule])
                 for (k, rule), fitted in models.items()
@@ -258,10 +272,16 @@ class Scanner:
             "accuracy before": before_,
             "accuracy after": after_,
             "images for the accuracy": len(kept),
+            "flagged and not repaired": left,
             "samples": [f"{self.images.classes[k]}, {rule}" for k, rule in fires],
             "samples fire before": still(self.model),
             "samples fire after": still(model),
         }
+
+
+def passes(settings: Settings) -> float:
+    """How often images go through the model while a distribution is modelled."""
+    return settings.steps * len(settings.betas) * settings.batch * settings.images_per_trigger
 
 
 def replace_model(given: Given, model: nn.Module) -> SimpleNamespace:
