@@ -47,8 +47,8 @@ class Unknown(ScreeningPlaces):
 class ByRule(MESA):
     """MESA's detector whose scores are margins: the highest of all rules by which a class was modelled (or screened).
 
-    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best: for a verdict
-    the highest level of the staircase alone; `of_repair` has all of them.
+    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best; for a
+    verdict the highest level of the staircase alone, for a repair all of them (`of_repair`).
     """
 
     screening: Screening = field(default_factory=Unknown)
