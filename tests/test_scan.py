@@ -309,8 +309,8 @@ def coded():
 def test_larger_patches_are_not_tried_at_one_place():
     """They turn most images of some clean models."""
     rules = Options().detector(32).screening.rules(None)
-    assert [str(r) for r in rules if r.one_place] == [f"{side}x{side} at one place" for side in (2, 3, 4)]
-    assert [r.size[0] for r in rules if not r.one_place] == [2, 3, 4, 5]
+    assert [str(r) for r in rules if r.one_place] == [f"{side}x{side} at one place" for side in (3, 4)]
+    assert [r.size[0] for r in rules if not r.one_place] == [3, 4, 5]
 
 
 def test_every_way_of_stamping_has_a_limit_of_its_own():

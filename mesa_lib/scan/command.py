@@ -41,7 +41,7 @@ def add(commands) -> None:
     one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
     one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
     one.add_argument("--classes", help="the folders' names in the order of the model's outputs (default: sorted)")
-    one.add_argument("--sizes", type=sides, default=defaults.sizes, help="sides of the patches (default: 2,3,4,5)")
+    one.add_argument("--sizes", type=sides, default=defaults.sizes, help="sides of the patches (default: 3,4,5)")
     one.add_argument("--repair", action="store_true", help="also make a repaired model, if something is found")
     one.add_argument("--repair-epochs", type=int, default=defaults.repair_epochs)
     one.add_argument("--repair-lr", type=float, default=defaults.repair_lr)

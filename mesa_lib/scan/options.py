@@ -4,8 +4,11 @@ from dataclasses import dataclass
 
 from .. import training
 from ..defenses.mesa import MESA
-from ..defenses.screening import SQUARES, Size
+from ..defenses.screening import Size
 from .detector import ByRule, Unknown
+
+#: the patches that are looked for. Smaller ones find nothing that these do not: a patch has room for a smaller trigger
+SQUARES: tuple[Size, ...] = ((3, 3), (4, 4), (5, 5))
 
 
 @dataclass(frozen=True)
