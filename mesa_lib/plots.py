@@ -212,10 +212,12 @@ def sweep(
     spread: dict | None = None,
     *,
     numeric: bool = False,
+    low: float = 0,
 ) -> Figure:
     """One small panel a quantity over the values of a swept parameter: quantity -> curve -> numbers.
 
-    spread: the same shape, drawn as error bars; numeric: values at their distances, not as categories
+    spread: the same shape, drawn as error bars; numeric: values at their distances, not as categories; low: where the
+    axis of the quantity begins
     """
     at = list(values) if numeric else [str(v) for v in values]
     figure, axes = plt.subplots(1, len(results), figsize=(3.5 * len(results), 2.8), squeeze=False)
@@ -224,7 +226,8 @@ def sweep(
             bars = None if spread is None else list(spread[name][label])
             axis.errorbar(at, list(numbers), bars, fmt="o:", capsize=2, label=label)
         axis.set(xlabel=xlabel, ylabel=name)
-        axis.set_ylim(0, 1.08 * max(max(numbers) for numbers in curves.values()))
+        highest = max(max(numbers) for numbers in curves.values())
+        axis.set_ylim(low, highest + 0.08 * (highest - low))
     axes[0][0].legend(fontsize=9)
     return figure
 

@@ -42,7 +42,7 @@ def pruning(curves: dict[str, dict[str, Sequence[float]]]) -> Figure:
             axis.plot(100 * np.array(values), label=name, color=COLOURS["clean" if name != "ASR" else "attacked"])
         axis.set(title=title, xlabel="channels taken out", ylim=(-3, 103))
     axes[0].set_ylabel("%")
-    axes[0].legend()
+    axes[0].legend(loc="upper right")
     return figure
 
 
@@ -75,12 +75,14 @@ def verdicts(
     for scores that can be compared from panel to panel, or those of a row
     """
     figure, axes = _panels(len(found), columns, 2.7, 1.9, sharey=one_scale)
-    for axis, (title, verdict) in zip(axes, found.items(), strict=True):
+    tops = [np.nanmax(verdict["scores"]) for verdict in found.values()]
+    for at, (axis, (title, verdict)) in enumerate(zip(axes, found.items(), strict=True)):
         scores = np.array(verdict["scores"], float)
+        beside = {True: tops, "row": tops[at // columns * columns :][:columns], False: tops[at : at + 1]}[one_scale]
         colours = [COLOURS["attacked" if k in planted[title] else "clean"] for k in range(len(scores))]
         axis.bar(range(len(scores)), scores, color=colours)
         axis.axhline(0, color="0.3", linewidth=0.8)
-        if verdict.get("on") == "scores" and verdict["above"] <= 3 * np.nanmax(scores):
+        if verdict.get("on") == "scores" and verdict["above"] <= 3 * max(beside):
             axis.axhline(verdict["above"], color="0.3", linestyle="--", linewidth=1)
         for k in verdict["flagged"]:
             axis.annotate("*", (k, scores[k]), fontsize=14, ha="center", va="center", annotation_clip=False)
@@ -89,7 +91,8 @@ def verdicts(
         axis.set_xlabel("class", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", visible=False)
-    axes[0].set_ylabel(ylabel, fontsize=8)
+    for axis in axes[::columns]:
+        axis.set_ylabel(ylabel, fontsize=8)
     return figure
 
 
