@@ -211,7 +211,7 @@ def write_whole(file: Path, text: str) -> None:
     scratch = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(text)
+        scratch.write_text(text, encoding="utf-8")
         sync(scratch)
         os.replace(scratch, file)
         sync(file.parent)
@@ -222,14 +222,10 @@ def write_whole(file: Path, text: str) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason."""
-    file = paths.find(file)
-    try:
-        with open(file, "rb") as stream:
-            start = stream.read(9)
-    except OSError as error:
-        raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
+def refuse_pickle(file: Path) -> None:
+    """ValueError, with the reason and a way out, if the file is a pickle."""
+    with open(file, "rb") as stream:
+        start = stream.read(9)
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
     safe = start[8:] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
@@ -238,6 +234,15 @@ def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
             f"Convert it where you trust it: safetensors.torch.save_file("
             f"torch.load({file.name!r}, weights_only=True), 'model.safetensors')"
         )
+
+
+def load_checkpoint(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason."""
+    file = paths.find(file)
+    try:
+        refuse_pickle(file)
+    except OSError as error:
+        raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:

@@ -56,7 +56,7 @@ def test_classes_can_have_the_models_order(tree):
     found = scanning.read_images(tree, classes=("owl", "cat", "dog"))
     assert found.classes == ("owl", "cat", "dog")
     assert set(found.split.images[found.split.labels == 0][:, 0].unique().tolist()) == {160}
-    with pytest.raises(ValueError, match="classes = cat, dog: expected the folders' names; differs in .'owl'."):
+    with pytest.raises(ValueError, match="classes = cat, dog: expected the folders' names; differs in owl"):
         scanning.read_images(tree, classes=("cat", "dog"))
 
 
@@ -330,7 +330,7 @@ def searched(rates, modelled=()):
 def test_a_class_is_judged_by_the_rule_that_comes_highest_above_its_own_limit():
     anywhere, there, larger = Rule((3, 3)), Rule((3, 3), True), Rule((4, 4), True)
     clean = searched({anywhere: [0.5, 0.1], there: [0.9, 0.2], larger: [0.97, 0.3]})
-    assert ByRule().judge(clean).flagged == [] and ByRule.best(clean, 0)[0] == there
+    assert ByRule().judge(clean).flagged == [] and ByRule().best(clean, 0)[0] == there
     assert ByRule().judge(searched({anywhere: [0.8, 0.1], there: [0.9, 0.2]})).flagged == [0]
     assert ByRule().judge(searched({there: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
     found = searched({anywhere: [0.8, 0.1]}, {0: {anywhere: 0.6}})

@@ -1,13 +1,15 @@
 """A stranger's model: what its file and a few hundred clean images say about it.
 
-model.py     the checkpoint -> a network that takes images in [0, 1] and answers with logits
-images.py    a folder of class folders -> images and labels, and what was odd about them
-accuracy.py  does the model know the images at all?
-detector.py  MESA with nothing known: which patches are tried, and a limit for each way of stamping them
-options.py   what is looked for, and how a repair is trained
-scanner.py   all classes screened, suspects modelled, a verdict, on request the repair
-report.py    the result as a JSON file and as one HTML page
-command.py   `python -m mesa_lib scan`
+checkpoint.py  a file of weights, compared with the architecture before it is loaded
+model.py       the checkpoint, or any module -> a network that takes images in [0, 1] and answers with logits
+images.py      a folder of class folders -> images and labels, and what was odd about them
+accuracy.py    does the model know the images at all?
+detector.py    MESA with nothing known: which patches are tried, and a limit for each way of stamping them
+options.py     what is looked for, and how a repair is trained
+scanner.py     all classes screened, suspects modelled, a verdict, on request the repair
+report.py      the result as a JSON file and as one HTML page
+text.py        names from outside in messages
+command.py     `python -m mesa_lib scan`
 
 Not finished: how often clean models are flagged has been looked at on a few only.
 """

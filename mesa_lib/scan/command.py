@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .. import paths, store
@@ -13,6 +15,7 @@ from . import model as models
 from . import report
 from .options import Options
 from .scanner import scan
+from .text import listed, shown
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -30,6 +33,16 @@ def sides(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(part), int(part)) for part in text.split(","))
 
 
+def writable(folder: Path) -> None:
+    """OSError, before anything is computed, if no result could be put there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"out = {paths.show(folder)}: {error.strerror}; expected a folder that can be written") from error
+
+
 def add(commands) -> None:
     """The command's arguments."""
     defaults = Options()
@@ -41,12 +54,20 @@ def add(commands) -> None:
     one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
     one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
     one.add_argument("--classes", help="the folders' names in the order of the model's outputs (default: sorted)")
-    one.add_argument("--sizes", type=sides, default=defaults.sizes, help="sides of the patches (default: 3,4,5)")
+    one.add_argument(
+        "--sizes",
+        type=sides,
+        default=defaults.sizes,
+        help="sides of the patches (default: 3,4,5 for each 32 of the side)",
+    )
     one.add_argument("--repair", action="store_true", help="also make a repaired model, if something is found")
     one.add_argument("--repair-epochs", type=int, default=defaults.repair_epochs)
     one.add_argument("--repair-lr", type=float, default=defaults.repair_lr)
     one.add_argument("--augment", default=defaults.augment, help="in the repair: none, crop, crop-flip, smallcrop-flip")
     one.add_argument("--lowest", type=float, help="accuracy below which no verdict is given")
+    one.add_argument(
+        "--as-told", action="store_true", help="take mean, std and order as told, even if others fit better"
+    )
     one.add_argument("--seed", type=int, default=defaults.seed)
     one.add_argument("--device", default=defaults.device)
     one.add_argument("--precision", default=defaults.precision)
@@ -56,23 +77,23 @@ def add(commands) -> None:
 
 def main(a: argparse.Namespace) -> int:
     names = tuple(name.strip() for name in a.classes.split(",")) if a.classes else None
-    if a.image_size is not None and not 8 <= a.image_size <= 1024:
-        raise ValueError(f"image_size = {a.image_size}: expected a side of 8 to 1024 pixels")
     options = Options(
         sizes=a.sizes, repair=a.repair, repair_epochs=a.repair_epochs, repair_lr=a.repair_lr, augment=a.augment,
-        lowest=a.lowest, seed=a.seed, device=a.device, precision=a.precision,
+        lowest=a.lowest, as_told=a.as_told, seed=a.seed, device=a.device, precision=a.precision,
     )  # fmt: skip
     start = time.monotonic()
 
     def say(text: str) -> None:
-        print(f"{time.monotonic() - start:5.0f} s  {text}", file=sys.stderr, flush=True)
+        print(f"{time.monotonic() - start:5.0f} s  {shown(text, 500)}", file=sys.stderr, flush=True)
 
+    if a.out:
+        writable(a.out)
     images = read_images.read(a.images, a.image_size, names)
     for note in images.notes:
         say(note)
     model = models.read(a.model, a.network, len(images.classes), a.mean, a.std)
     done = scan(model, images, options, say)
-    name = Path(a.model).name
+    name = shown(Path(a.model).name)
     key = store.key({"model": store.tensors_key(model.state_dict()), "images": images.fingerprint})
     out = a.out or paths.runs() / "scans" / f"{Path(a.model).stem}-{key[:8]}"
     written = [*report.write(done, out, name)]
@@ -80,11 +101,16 @@ def main(a: argparse.Namespace) -> int:
     if done.repaired is not None:
         written.append(out / "repaired.safetensors")
         scratch = written[-1].with_name(".repaired.safetensors.part")
-        save_file({k: t.cpu().contiguous() for k, t in done.repaired.network.state_dict().items()}, scratch)
-        scratch.replace(written[-1])
+        try:
+            save_file({k: t.cpu().contiguous() for k, t in done.repaired.network.state_dict().items()}, scratch)
+            scratch.replace(written[-1])
+        except (SafetensorError, OSError) as error:
+            raise OSError(f"cannot write {paths.show(written[-1])}: {error}") from error
+        finally:
+            scratch.unlink(missing_ok=True)
     found = done.result
-    print(f"{name}: {found['verdict']}{': ' + ', '.join(found['flagged']) if found['flagged'] else ''}")
-    print(report.summary(found))
+    print(f"{name}: {found['verdict']}{': ' + listed(found['flagged'], 20) if found['flagged'] else ''}")
+    print(shown(report.summary(found), 5000))
     if done.repaired is not None:
         before, after = (found["repair"][f"accuracy {when}"]["rate"] for when in ("before", "after"))
         print(f"repaired: accuracy {before:.1%} before, {after:.1%} after, on images that the repair did not see")

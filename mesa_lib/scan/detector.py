@@ -12,6 +12,8 @@ from ..defenses.mesa import MESA, Searched
 from ..defenses.screening import Rule, Screened, Screening, ScreeningPlaces, in_words
 from ..staircase import Settings
 
+#: the side of the images on which limits were fixed; patches of other images count by their part of the side
+USUAL = 32
 #: the largest side of a patch that is also tried at one place: larger ones turn nearly all images of clean models
 LARGEST_AT_ONE_PLACE = 4
 #: largest side -> the limit of patches up to it that are stamped anywhere (clean models: 5x5 up to 54 %)
@@ -22,25 +24,32 @@ AT_ONE_PLACE = {3: 0.93, 4: 0.985}
 STRICTEST = 0.985
 
 
-def limit(rule: Rule) -> float:
-    """The fraction of images that samples have to turn if a class is to be flagged for them."""
+def usual(rule: Rule, side: int) -> float:
+    """The larger side of a patch, as if the images were of the usual side."""
+    return max(rule.size) * USUAL / side
+
+
+def limit(rule: Rule, side: int = USUAL) -> float:
+    """The fraction of images, of this side, that samples have to turn if a class is to be flagged for them."""
     known = AT_ONE_PLACE if rule.one_place else ANYWHERE
-    return next((known[side] for side in sorted(known) if max(rule.size) <= side), STRICTEST)
+    return next((known[own] for own in sorted(known) if usual(rule, side) <= own + 0.25), STRICTEST)
 
 
-def margin(rule: Rule, rate: float) -> float:
+def margin(rule: Rule, rate: float, side: int = USUAL) -> float:
     """How far a rate lies above its limit: 1 where all images are turned, 0 at the limit, negative below."""
-    return (rate - limit(rule)) / (1 - limit(rule))
+    return (rate - limit(rule, side)) / (1 - limit(rule, side))
 
 
 @dataclass
 class Unknown(ScreeningPlaces):
-    """Every size at any place, and the smaller ones at one place as well."""
+    """Every size at any place, and the smaller ones at one place as well; side: of the images."""
 
     largest: int = LARGEST_AT_ONE_PLACE
+    side: int = USUAL
 
     def rules(self, given: Given) -> list[Rule]:
-        return [rule for rule in super().rules(given) if not rule.one_place or max(rule.size) <= self.largest]
+        rules = super().rules(given)
+        return [rule for rule in rules if not rule.one_place or usual(rule, self.side) <= self.largest + 0.25]
 
 
 @dataclass
@@ -54,6 +63,7 @@ class ByRule(MESA):
     screening: Screening = field(default_factory=Unknown)
     settings: Settings = Settings(betas=(0.9,))
     of_repair: Settings = Settings()
+    side: int = USUAL
     sizes: int = 3
     above: float = 0.0
 
@@ -68,12 +78,11 @@ class ByRule(MESA):
         return found
 
     def judge(self, found: Searched) -> Verdict:
-        scores = [margin(*self.best(found, k)) for k in range(len(found.screened.highest))]
+        scores = [margin(*self.best(found, k), self.side) for k in range(len(found.screened.highest))]
         about = {"screened": in_words(found.screened.rates)}
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
 
-    @staticmethod
-    def best(found: Searched, k: int) -> tuple[Rule, float]:
+    def best(self, found: Searched, k: int) -> tuple[Rule, float]:
         """The rule by which a class comes highest above its limit, or least below, and its rate there."""
         by = found.rates.get(k) or {rule: rates[k] for rule, rates in found.screened.rates.items()}
-        return max(by.items(), key=lambda item: margin(*item))
+        return max(by.items(), key=lambda item: margin(*item, self.side))

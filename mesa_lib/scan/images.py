@@ -1,10 +1,12 @@
-"""Clean images from outside: a folder with one folder a class.
+"""Clean images from outside: a folder with one folder for each class.
 
 Files that cannot be read are left out and named, if they are few; everything that had to be changed (size,
-transparency, depth) is counted and said. What would make a verdict worthless ends in one message.
+transparency, depth) is counted and said. What would make a verdict worthless ends in one message. Sizes are read from
+the files' headers first, so that no more than one picture is ever held at its full size.
 """
 
 import hashlib
+import os
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from PIL import Image
 from .. import paths
 from ..data import ENDINGS, Split
 from ..progress import bar
+from .text import listed, shown
 
 #: of each class at least so many images, and of all files at most this part unreadable
 FEWEST, UNREADABLE = 4, 0.1
@@ -24,6 +27,14 @@ FEWEST, UNREADABLE = 4, 0.1
 FEW = 200
 #: pixels that an image may have: a small file can hold a huge one
 PIXELS = 50_000_000
+#: side of the model's inputs
+SIDES = (8, 1024)
+#: bytes of all images together at that size
+BYTES = 4 * 2**30
+#: files in a folder, and folders in each other
+FILES, DEPTH = 200_000, 20
+#: decoders that a file may choose; others (PostScript) start programs
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
 
 @dataclass(frozen=True)
@@ -47,91 +58,159 @@ def read(where: str | Path, size: int | None = None, classes: tuple[str, ...] | 
     size: None, that of most images, if those are square. classes: the folders' names in the order of the model's
     outputs; None: sorted as text, as torchvision's ImageFolder does. FileNotFoundError or ValueError in one message
     """
+    if size is not None and not SIDES[0] <= size <= SIDES[1]:
+        raise ValueError(f"image_size = {size}: expected a side of {SIDES[0]} to {SIDES[1]} pixels")
     where = paths.find(where)
     if not where.is_dir():
-        raise FileNotFoundError(f"images = {paths.show(where)!r}: no such folder; expected one with a folder a class")
-    names = tuple(sorted(d.name for d in where.iterdir() if d.is_dir() and not d.name.startswith(".")))
-    if classes is not None and (set(classes) != set(names) or len(classes) != len(names)):
-        odd = sorted(set(classes) ^ set(names)) or "a name twice"
-        raise ValueError(f"classes = {', '.join(classes)[:200]}: expected the folders' names; differs in {odd}")
-    names = classes or names
-    if len(names) < 2:
-        raise ValueError(f"{paths.show(where)}: {len(names)} class folders; expected two or more")
-    files = [(file, k) for k, name in enumerate(names) for file in sorted((where / name).rglob("*"))]
-    files = [(file, k) for file, k in files if file.suffix.lower() in ENDINGS and file.is_file()]
-    read_, odd = [], Counter()
-    unreadable = []
-    for file, k in bar(files, "reading images"):
+        raise FileNotFoundError(
+            f"images = '{shown(paths.show(where))}': no such folder; expected one with a folder for each class"
+        )
+    names = class_names(where, classes)
+    files = [(file, k) for k, name in enumerate(names) for file in pictures(where / name)]
+    unreadable, whole, sizes = [], [], Counter()
+    for file, k in files:
+        try:
+            sizes[_size(file)] += 1
+            whole.append((file, k))
+        except ValueError as error:
+            unreadable.append((file, error))
+    _few(unreadable, len(files), where)
+    size = size or common_size(sizes, where)
+    _check(len(whole) * 3 * size**2 <= BYTES, where, f"{len(whole)} images of {size}x{size}", "at most 4 GB of them")
+    images, labels, odd = torch.empty(len(whole), 3, size, size, dtype=torch.uint8), [], Counter()
+    for file, k in bar(whole, "reading images"):
         try:
             image, changed = decode(file)
         except ValueError as error:
             unreadable.append((file, error))
             continue
-        read_.append((image, k))
+        if image.size != (size, size):
+            changed.append(f"had another size and were resized to {size}x{size}")
+        images[len(labels)] = torch.from_numpy(np.array(fitted(image, size))).permute(2, 0, 1)
+        labels.append(k)
         odd.update(changed)
-    if unreadable and len(unreadable) > UNREADABLE * len(files):
-        raise ValueError(
-            f"{paths.show(where)}: {len(unreadable)} of {len(files)} images cannot be read, the first is "
-            f"{unreadable[0][1]}; expected whole image files"
-        )
-    counts = np.bincount([k for _, k in read_], minlength=len(names))
-    if counts.min() < FEWEST:
-        short = [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(counts < FEWEST)[:5]]
-        raise ValueError(
-            f"{paths.show(where)}: too few images in {', '.join(short)}; expected at least {FEWEST} in every class"
-        )
-    size = size or common_size([image for image, _ in read_], where)
-    resized = sum(image.size != (size, size) for image, _ in read_)
-    arrays = [np.array(fitted(image, size)) for image, _ in read_]
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    notes = [f"{len(images)} images in {len(names)} classes ({counts.min()} to {counts.max()} each), {size}x{size}."]
-    if len(images) < FEW:
+    _few(unreadable, len(files), where)
+    counts = np.bincount(labels, minlength=len(names))
+    short = [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(counts < FEWEST)]
+    _check(not short, where, f"too few images in {listed(short, 5)}", f"at least {FEWEST} in every class")
+    notes = [f"{len(labels)} images in {len(names)} classes ({counts.min()} to {counts.max()} each), {size}x{size}."]
+    if len(labels) < FEW:
         notes.append(f"These are few: with fewer than {FEW} images verdicts are less sure.")
     if unreadable:
-        left = ", ".join(file.name for file, _ in unreadable[:5])
+        left = listed([file.name for file, _ in unreadable], 5)
         notes.append(f"{len(unreadable)} files could not be read and were left out: {left}.")
-    if resized:
-        notes.append(f"{resized} images had another size and were resized to {size}x{size}.")
     notes += [f"{count} images {what}." for what, count in odd.items()]
-    return Images(Split(images, torch.tensor([k for _, k in read_])), tuple(names), tuple(notes))
+    return Images(Split(images[: len(labels)], torch.tensor(labels)), tuple(names), tuple(notes))
+
+
+def _check(holds: bool, where: Path, found: str, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{shown(paths.show(where))}: {found}; expected {expected}")
+
+
+def _few(unreadable: list, files: int, where: Path) -> None:
+    if unreadable and len(unreadable) > UNREADABLE * files:
+        said = f"{len(unreadable)} of {files} images cannot be read, the first is {unreadable[0][1]}"
+        _check(False, where, said, "whole image files")
+
+
+def class_names(where: Path, classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The folders' names, in the order that was asked for; ValueError if they are others, or no text."""
+    names = tuple(sorted(d.name for d in where.iterdir() if d.is_dir() and not d.name.startswith(".")))
+    for name in names:
+        _check(not any("\ud800" <= c <= "\udfff" for c in name), where, f"folder '{shown(name)}'", "a name in UTF-8")
+    if classes is not None and (set(classes) != set(names) or len(classes) != len(names)):
+        odd = listed(sorted(set(classes) ^ set(names))) or "a name twice"
+        raise ValueError(f"classes = {listed(classes, 10)}: expected the folders' names; differs in {odd}")
+    _check(len(names) > 1, where, f"{len(names)} class folders", "two or more")
+    return classes or names
+
+
+def pictures(folder: Path) -> list[Path]:
+    """All image files below, in the order of their names; links to folders are not followed, hidden files left out."""
+    found, todo = [], [(folder, 1)]
+    while todo:
+        place, depth = todo.pop()
+        _check(depth <= DEPTH, folder, f"folders nested more than {DEPTH} deep", "images in class folders")
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append((Path(entry.path), depth + 1))
+                elif entry.is_file() and Path(entry.name).suffix.lower() in ENDINGS:
+                    found.append(Path(entry.path))
+        _check(len(found) <= FILES, folder, f"more than {FILES:,} files", "some hundred images for each class")
+    return sorted(found)
+
+
+def _opened(file: Path) -> Image.Image:
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > PIXELS:
+        image.close()
+        raise ValueError(f"{image.width}x{image.height} pixels, expected at most {PIXELS:,}")
+    return image
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height as the file's header has them; ValueError if it is no image."""
+    return _told(file, lambda: _opened(file).size)
+
+
+def _told(file: Path, read):
+    """What `read()` returns; whatever it raises as one ValueError that names the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of broken metadata; what is too large is refused
+            return read()
+    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, IndexError, TypeError, KeyError) as error:
+        said = str(error).replace(str(file.parent), "...")
+        raise ValueError(f"{shown(file.name)}: {shown(said, 150)}") from error
+    except Exception as error:  # decoders of odd formats raise what they like: a picture is no reason to stop
+        raise ValueError(f"{shown(file.name)}: {type(error).__name__}") from error
 
 
 def decode(file: Path) -> tuple[Image.Image, list[str]]:
     """One file as an RGB picture, and what had to be done for that; ValueError if it is no whole image."""
+    return _told(file, lambda: _decoded(file))
+
+
+def _decoded(file: Path) -> tuple[Image.Image, list[str]]:
     changed = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of broken metadata; what is too large is refused below
-            with Image.open(file) as image:
-                if image.width * image.height > PIXELS:
-                    raise ValueError(f"{image.width}x{image.height} pixels, expected at most {PIXELS:,}")
-                image.load()
-                if getattr(image, "is_animated", False):
-                    changed.append("were animations, of which the first frame was taken")
-                if image.mode[:1] in "IF":  # 16 bits or more, grey
-                    grey = np.asarray(image, np.float64)
-                    top = 65535 if image.mode.startswith("I") else max(1.0, grey.max())
-                    changed.append("had more than 8 bits a channel and were reduced to 8")
-                    return Image.fromarray((255 * (grey / top).clip(0, 1)).astype(np.uint8)).convert("RGB"), changed
-                if "A" in image.getbands() or "transparency" in image.info:
-                    full = image.convert("RGBA")
-                    if full.getchannel("A").getextrema()[0] < 255:
-                        changed.append("were transparent in part and were put on white")
-                        full = Image.alpha_composite(Image.new("RGBA", full.size, "white"), full)
-                    return full.convert("RGB"), changed
-                return image.convert("RGB"), changed
-    except (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, IndexError, TypeError, KeyError) as error:
-        raise ValueError(f"{file.name}: {str(error).replace(str(file.parent), '...')[:150]}") from error
-    except Exception as error:  # decoders of odd formats raise what they like: a picture is no reason to stop
-        raise ValueError(f"{file.name}: {type(error).__name__}") from error
+    with _opened(file) as image:
+        image.load()
+        if getattr(image, "is_animated", False):
+            changed.append("were animations, of which the first frame was taken")
+        if image.mode[:1] in "IF":  # 16 bits or more, grey
+            changed.append("had more than 8 bits a channel and were reduced to 8")
+            return _deep(image), changed
+        if "A" in image.getbands() or "transparency" in image.info:
+            full = image.convert("RGBA")
+            if full.getchannel("A").getextrema()[0] < 255:
+                changed.append("were transparent in part and were put on white")
+                full = Image.alpha_composite(Image.new("RGBA", full.size, "white"), full)
+            return full.convert("RGB"), changed
+        if image.mode not in ("RGB", "L", "P", "1"):
+            changed.append(f"had the colours {image.mode} and were converted to RGB")
+        return image.convert("RGB"), changed
 
 
-def common_size(pictures: list[Image.Image], where: Path) -> int:
-    """The side of most pictures; ValueError if most are not square."""
-    (width, height), _ = Counter(picture.size for picture in pictures).most_common(1)[0]
-    if width != height:
+def _deep(image: Image.Image) -> Image.Image:
+    """Grey values of more than 8 bits: whole numbers of 16, or numbers in [0, 1]."""
+    grey = np.asarray(image, np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    if not np.isfinite(grey).all() or grey.min() < 0 or grey.max() > top:
+        raise ValueError(f"values from {grey.min():g} to {grey.max():g}; expected 0 to {top:g}")
+    return Image.fromarray((255 * grey / top).round().astype(np.uint8)).convert("RGB")
+
+
+def common_size(sizes: Counter, where: Path) -> int:
+    """The side of most pictures; ValueError if most are not square, or too small or large for a model."""
+    (width, height), _ = (sizes or Counter({(0, 0): 1})).most_common(1)[0]
+    if width != height or not SIDES[0] <= width <= SIDES[1]:
         raise ValueError(
-            f"{paths.show(where)}: most images are {width}x{height}; name the side of the model's input with image_size"
+            f"{shown(paths.show(where))}: most images are {width}x{height}; name the side of the model's input with "
+            f"image_size ({SIDES[0]} to {SIDES[1]})"
         )
     return width
 

@@ -5,21 +5,28 @@ from dataclasses import dataclass
 from .. import training
 from ..defenses.mesa import MESA
 from ..defenses.screening import Size
-from .detector import ByRule, Unknown
+from .detector import USUAL, ByRule, Unknown
 
-#: the patches that are looked for. Smaller ones find nothing that these do not: a patch has room for a smaller trigger
-SQUARES: tuple[Size, ...] = ((3, 3), (4, 4), (5, 5))
+#: sides of the patches that are looked for in images of 32x32, and in proportion in others. Smaller ones find nothing
+#: that these do not: a patch has room for a smaller trigger
+SIDES = (3, 4, 5)
+
+
+def squares(side: int) -> tuple[Size, ...]:
+    """The patches that are looked for in images of this side."""
+    return tuple((own, own) for own in (max(1, round(part * side / USUAL)) for part in SIDES))
 
 
 @dataclass(frozen=True)
 class Options:
-    """sizes: of the patches that are looked for; repair: whether a repaired model is made, and how it is trained.
+    """sizes: of the patches that are looked for, None: `squares`; repair: whether a repaired model is made, and how.
 
     lowest: the accuracy on the clean images below which no verdict is given; None: two fifths of the way from the share
-    of the largest class to 1
+    of the largest class to 1. as_told: normalisation and order of the classes are taken as they are, even if others fit
+    better
     """
 
-    sizes: tuple[Size, ...] = SQUARES
+    sizes: tuple[Size, ...] | None = None
     repair: bool = False
     repair_epochs: int = 10
     repair_lr: float = 0.02
@@ -27,12 +34,13 @@ class Options:
     batch_size: int = 32
     augment: str = "crop"
     lowest: float | None = None
+    as_told: bool = False
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
 
     def __post_init__(self):
-        if not self.sizes or not all(1 <= side <= 64 for size in self.sizes for side in size):
+        if self.sizes is not None and not (self.sizes and all(1 <= side <= 64 for size in self.sizes for side in size)):
             raise ValueError(f"sizes = {self.sizes}: expected sides of 1 to 64 pixels")
         for name, low, high in (("repair_epochs", 1, 1000), ("repair_lr", 1e-9, 10), ("batch_size", 2, 10**5)):
             if not low <= getattr(self, name) <= high:
@@ -46,4 +54,5 @@ class Options:
 
     def detector(self, side: int) -> MESA:
         """MESA for a defender who knows neither size nor place."""
-        return ByRule(Unknown(sizes=self.sizes, stride=max(2, side // 32)))
+        unknown = Unknown(sizes=self.sizes or squares(side), stride=max(2, side // USUAL), side=side)
+        return ByRule(unknown, side=side)

@@ -6,7 +6,7 @@ Names of classes come from outside: they are escaped.
 import base64
 import io
 import json
-from html import escape
+from html import escape as of_html
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +16,13 @@ from matplotlib import pyplot as plt
 from .. import plots, store
 from ..triggers import stamp
 from .scanner import Scan
+from .text import shown
+
+
+def escape(text: str) -> str:
+    """Text from outside as HTML that shows it, with what cannot be printed written out."""
+    return of_html(shown(text, 10_000))
+
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -111,7 +118,7 @@ def gallery(done: Scan) -> str:
         line = done.result["verdicts"][k]
         rate = line["modelled"][str(rule)]
         words = f"{line['class']}: patches of {rule}, samples of the distribution turn {rate:.0%} of other images"
-        place = torch.tensor(line["place"]) if rule.one_place and line["rule"] == str(rule) else None
+        place = done.places[k, rule]
         others = done.work.images[done.work.labels != k][:4].float() / 255
         if place is None:
             middle = [(side - own) // 2 for side, own in zip(others.shape[-2:], samples.shape[-2:], strict=True)]
@@ -149,12 +156,16 @@ def repair(found: dict) -> str:
 
 def limits(found: dict) -> str:
     sides = ", ".join(dict.fromkeys(line.split()[0] for line in found["verdicts"][0]["screened"]))
+    stride = found["settings"]["screening"]["stride"]
+    beside = "the number of clean models with such a class stands beside each" if found["clean models"] else (
+        "every way of stamping has a limit, taken from two clean networks on CIFAR-10 and ten on digits"
+    )  # fmt: skip
     return (
-        f"The scan looks for patches ({sides}) that overwrite a part of the image, at any place or at one, and turn "
-        "images of all other classes into one. It does not see triggers of another kind (blends, warps, reflections), "
-        "larger ones, nor backdoors that work for one class of images only or that want another class for each. "
-        "A class that answers to patches need not be an attack: some classes of clean models do, which is why the "
-        "number of clean models with such a class stands beside each. 'Nothing found' is no proof of anything."
+        f"The scan looks for patches ({sides}; of places every {stride}th row and column was tried) that overwrite a "
+        "part of the image, at any place or at one, and turn images of all other classes into one. It does not see "
+        "triggers of another kind (blends, warps, reflections), larger ones, nor backdoors that work for one class of "
+        "images only or that want another class for each. A class that answers to patches need not be an attack: some "
+        f"classes of clean models do, which is why {beside}. 'Nothing found' is no proof of anything."
     )
 
 

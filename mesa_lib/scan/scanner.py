@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import device as devices
 from .. import paths, retrain, store, training
 from ..data import Split
+from ..defenses import places
 from ..defenses.base import Given, Knowledge
 from ..defenses.mesa import Searched, retrained
 from ..defenses.screening import Rule, Screened, halves, success_on
@@ -35,7 +36,7 @@ PUBLISHED = "scans.json"
 
 @dataclass
 class Scan:
-    """result: all that was found, as it is written; samples: 16 patches of each modelled class and rule.
+    """result: all that was found, as it is written; samples: 16 patches of each modelled class and rule; places: theirs
 
     repaired: the model after the repair, if one was made; work: the images on which the search ran, of which the report
     shows a few
@@ -43,6 +44,7 @@ class Scan:
 
     result: dict
     samples: dict[tuple[int, Rule], Tensor] = field(default_factory=dict)
+    places: dict[tuple[int, Rule], Tensor | None] = field(default_factory=dict)
     repaired: nn.Module | None = None
     work: Split | None = None
 
@@ -79,13 +81,17 @@ class Scanner:
         weights = store.tensors_key(self.model.state_dict())
         return {"weights": weights, "network": str(self.model), "answers": store.tensors_key({"told": torch.cat(told)})}
 
+    def settings(self) -> dict:
+        """The detector's, as they are written."""
+        return json.loads(json.dumps(asdict(self.detector), default=str))
+
     # --- the steps ---------------------------------------------------------------------------------------
 
     def run(self) -> Scan:
         result: dict = {"classes": list(self.images.classes), "images": list(self.images.notes) + self.model.notes}
         result["accuracy"] = self.accuracy()
         self.say(f"accuracy on the clean images: {result['accuracy']['rate']:.1%}")
-        for size in self.options.sizes:
+        for size in self.detector.screening.sizes:
             if max(size) > min(self.images.split.images.shape[-2:]):
                 raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
         found = self.search()
@@ -95,17 +101,19 @@ class Scanner:
             for k, models in found.models.items()
             for rule, fitted in models.items()
         }
-        done = Scan(result, samples, work=self.work)
+        at = {(k, rule): found.screened.place(rule, k) for k, rule in samples}
+        done = Scan(result, samples, at, work=self.work)
         if self.options.repair:
             done.repaired, result["repair"] = self.repair(found)
         result["options"] = asdict(self.options)
-        result["settings"] = json.loads(json.dumps(asdict(self.detector), default=str))
+        result["settings"] = self.settings()
         result["made"] = {"seconds": round(time.monotonic() - self.began, 1), **devices.describe(self.device)}
         return done
 
     def accuracy(self) -> dict:
         """On all images, and of each class; NoVerdict if it is too low, with the most likely reason."""
-        return accuracy.check(self.model, self.images, self.options.lowest, self.options.precision)
+        o = self.options
+        return accuracy.check(self.model, self.images, o.lowest, o.precision, o.as_told)
 
     def given(self, knows: Knowledge) -> Given:
         o = self.options
@@ -126,14 +134,18 @@ class Scanner:
         """All classes screened by every rule, suspects modelled, with the time that is left."""
         given, detector = self.given(self.detector.knows), self.detector
         rules, classes = detector.screening.rules(given), len(self.images.classes)
-        of_screening, of_model = classes * passes(detector.screening.settings), passes(detector.settings)
-        rates, places = {}, {}
+        of_model = passes(detector.settings)
+        of_rule = {rule: classes * passes(detector.screening.settings) for rule in rules}
+        for rule in rules:
+            of_rule[rule] += rule.one_place * self._place_search(rule)
+        self._timed(64, self._try)
+        rates, at = {}, {}
         for number, rule in enumerate(rules):
-            left = (len(rules) - number) * of_screening + of_model
+            left = sum(of_rule[other] for other in rules[number:]) + of_model
             time_left = self._left(left, " if one class is suspect")
             self.say(f"[{number + 1}/{len(rules)}] all classes, patches of {rule}{time_left}")
-            rates[rule], places[rule] = self._timed(of_screening, lambda rule=rule: self._screened(given, rule))
-        found = Searched(Screened(rates, places), {}, {})
+            rates[rule], at[rule] = self._timed(of_rule[rule], lambda rule=rule: self._screened(given, rule))
+        found = Searched(Screened(rates, at), {}, {})
         suspects = detector.suspects(found.screened)
         todo = [(k, rule) for k, own in suspects.items() for rule in own]
         self.say(f"suspects: {', '.join(self.images.classes[k] for k in suspects) or 'none'}")
@@ -150,8 +162,8 @@ class Scanner:
         config = self.key | {"rule": str(rule), "screening": asdict(self.detector.screening)}
 
         def make():
-            rates, places = self.detector.screening.by(given, rule)
-            return {}, {"rates": rates, "places": None if places is None else places.tolist()}
+            rates, at = self.detector.screening.by(given, rule)
+            return {}, {"rates": rates, "places": None if at is None else at.tolist()}
 
         known = store.train_or_load("scan-screened", config, make, self.device).result
         return known["rates"], None if known["places"] is None else torch.tensor(known["places"])
@@ -172,12 +184,25 @@ class Scanner:
         fitted = TriggerDistribution.restore(known.tensors, known.result["summary"], (3, *rule.size), own)
         return fitted, known.result["rate"]
 
+    def _place_search(self, rule: Rule) -> float:
+        """How often images go through the model, back and forth, while the likeliest places are looked for."""
+        screening, classes, shape = self.detector.screening, len(self.images.classes), self.work.images.shape[-2:]
+        looked = len(places.grid(tuple(shape), rule.size, screening.stride)) * screening.each * 2 / 3
+        return looked + 21 * 8 * classes * (2 * screening.shortlist + 27)
+
+    def _try(self) -> None:
+        """Some images once through the model and back, to know how long the search will take."""
+        x = self.work.images[:64].to(self.device).float().div(255).requires_grad_()
+        with devices.autocast(self.device, self.options.precision):
+            self.model(x).float().square().sum().backward()
+        self.model.zero_grad()
+
     def _timed(self, passes: float, do: Callable):
         """What it returns; how long so many passes through the model took is remembered."""
         start = time.monotonic()
         found = do()
         took = time.monotonic() - start
-        if took > 0.5:  # not from the store
+        if took > 0.5 or not self._passes:  # not from the store
             self._spent, self._passes = self._spent + took, self._passes + passes
         return found
 
@@ -191,7 +216,7 @@ class Scanner:
 
     def verdict(self, found: Searched) -> dict:
         """What was found, class by class, and what clean models would have scored."""
-        judged, lines, known = self.detector.judge(found), [], clean_scores()
+        judged, lines, known = self.detector.judge(found), [], clean_scores(self.settings())
         for k, name in enumerate(self.images.classes):
             rule, rate = self.detector.best(found, k)
             at = found.screened.place(rule, k)
@@ -201,7 +226,7 @@ class Scanner:
                     "flagged": k in judged.flagged,
                     "score": round(judged.scores[k], 4),
                     "rate": round(rate, 4),
-                    "limit": limit(rule),
+                    "limit": limit(rule, self.detector.side),
                     "rule": str(rule),
                     "place": None if at is None else at.tolist(),
                     "clean models with such a class": sum(max(own) >= judged.scores[k] for own in known),
@@ -223,7 +248,7 @@ class Scanner:
             (k, rule)
             for k, models in found.models.items()
             for rule in models
-            if margin(rule, found.rates[k][rule]) > self.detector.above
+            if margin(rule, found.rates[k][rule], self.detector.side) > self.detector.above
         ]
         flagged = {self.images.classes[k] for k in self.detector.judge(found).flagged}
         left = sorted(flagged - {self.images.classes[k] for k, _ in fires})  # more classes than are modelled
@@ -242,12 +267,12 @@ class Scanner:
             )
         self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images")
         given = self.given(Knowledge("weights", rule=True))
-        places = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
-        names = [f"{k}, {rule}, {places[k, rule]}" for k, rule in fires]
+        where = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
+        names = [f"{k}, {rule}, {where[k, rule]}" for k, rule in fires]
         config = self.key | {"fires": names, "detector": asdict(self.detector), "options": asdict(self.options)}
 
         def make():
-            changes = [retrain.stamped(fitted.sample, places[of]) for of, fitted in models.items()]
+            changes = [retrain.stamped(fitted.sample, where[of]) for of, fitted in models.items()]
             return retrained(given, changes).state_dict(), {}
 
         weights = store.train_or_load("scan-repaired", config, make, self.device).tensors
@@ -259,7 +284,7 @@ class Scanner:
         def still(of: nn.Module) -> list[float]:
             """How often the samples fire that the repair used, on images that their generators did not see."""
             return [
-                success_on(judged, fitted.at(max(fitted.betas)), k, replace_model(given, of), places[k, rule])
+                success_on(judged, fitted.at(max(fitted.betas)), k, replace_model(given, of), where[k, rule])
                 for (k, rule), fitted in models.items()
             ]
 
@@ -299,10 +324,9 @@ def apart(split: Split, seed: int) -> tuple[Split, Split]:
     return split[order[kept[order]]], split[order[~kept[order]]]
 
 
-def clean_scores() -> list[list[float]]:
-    """Of every clean model among the published scans the scores of its classes; empty if there are none."""
-    try:
-        runs = json.loads((paths.root() / "results" / PUBLISHED).read_text())["runs"]
-        return [[line["score"] for line in run["scan"]["verdicts"]] for run in runs if not run["planted"]]
-    except (OSError, ValueError, KeyError):
-        return []
+def clean_scores(settings: dict) -> list[list[float]]:
+    """Of every clean model among the published scans with these settings the scores of its classes."""
+    file = paths.root() / "results" / PUBLISHED
+    runs = json.loads(file.read_text())["runs"] if file.is_file() else []
+    own = [run["scan"] for run in runs if not run["planted"] and run["scan"]["settings"] == settings]
+    return [[line["score"] for line in scan["verdicts"]] for scan in own]

@@ -1,0 +1,376 @@
+"""A scan of what somebody else made: files, folders and models that are odd, broken or meant to harm."""
+
+import functools
+import json
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mesa_lib import __main__, classifiers, paths, store
+from mesa_lib import scan as scanning
+from mesa_lib.data import Split
+from mesa_lib.defenses import places
+from mesa_lib.defenses.screening import Rule
+from mesa_lib.scan import accuracy, checkpoint, command, scanner, text
+from mesa_lib.scan import images as folders
+from mesa_lib.scan import model as models
+from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.detector import ByRule, Unknown, limit
+from mesa_lib.scan.options import Options, squares
+from mesa_lib.staircase import Settings
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+
+
+def weights():
+    return classifiers.build("smallcnn", 3, 4, MEAN, STD, 0).state_dict()
+
+
+def read(tmp_path, held):
+    save_file(held, tmp_path / "model.safetensors")
+    return models.read(tmp_path / "model.safetensors", "smallcnn", 3)
+
+
+def shows(x=32):
+    return torch.rand(4, 3, x, x, generator=torch.Generator().manual_seed(0))
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+
+def claiming(tensors: dict) -> bytes:
+    """The header of a safetensors file that says that it holds these: name -> (type, shape, bytes)."""
+    at, said = 0, {}
+    for name, (kind, shape, size) in tensors.items():
+        said[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    written = json.dumps(said).encode()
+    return struct.pack("<Q", len(written)) + written
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"head.weight": ("F16", [3, 2**14], 2 * 3 * 2**14)},  # a network of gigabytes
+        {"head.weight": ("F16", [3, 16], 96), "more": ("F16", [2**29], 2**30)},  # a gigabyte of nothing
+    ],
+)
+def test_nothing_is_loaded_or_built_before_the_header_fits(tmp_path, monkeypatch, tensors):
+    file = tmp_path / "model.safetensors"
+    start = claiming(tensors)
+    with open(file, "wb") as stream:
+        stream.write(start)
+        stream.truncate(len(start) + sum(size for _, _, size in tensors.values()))
+    monkeypatch.setattr(store, "load_checkpoint", lambda file: pytest.fail("loaded"))
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *a: pytest.fail("built"))
+    with pytest.raises(ValueError, match="of another architecture than SmallCNN .* missing"):
+        models.read(file, "smallcnn", 3, MEAN, STD)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_other_types_are_refused_and_not_cast(tmp_path, kind):
+    held = weights() | {"head.bias": torch.ones(3).to(kind)}
+    with pytest.raises(ValueError, match="head.bias .*; expected floating-point weights .BF16, F16, F32, F64"):
+        read(tmp_path, held)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_read(tmp_path, kind):
+    whole = read(tmp_path, weights())
+    other = {name: t.to(kind) if t.is_floating_point() else t for name, t in weights().items()}
+    assert torch.allclose(read(tmp_path, other)(shows()), whole(shows()), atol=0.05)
+
+
+def test_wrappers_and_missing_counters_make_no_difference_and_are_said(tmp_path):
+    whole = read(tmp_path, weights())(shows())
+    wrapped = read(tmp_path, {f"_orig_mod.module.{name}": t for name, t in weights().items()})
+    assert torch.equal(wrapped(shows()), whole)
+    assert "'_orig_mod.'" in " ".join(wrapped.notes) and "'module.'" in " ".join(wrapped.notes)
+    bare = read(tmp_path, {name: t for name, t in weights().items() if "num_batches_tracked" not in name})
+    assert torch.equal(bare(shows()), whole) and "counters of batches" in bare.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"features.0.0.1.running_var": torch.full((4,), -1.0)}, "running_var is -1; expected variances"),
+        ({"normalise.std": torch.zeros(1, 3, 1, 1)}, "normalise.std is 0; expected numbers above 0"),
+        ({"features.0.0.1.num_batches_tracked": torch.ones(1).long()}, "1 of another shape: .*num_batches_tracked"),
+        ({"more": torch.ones(2)}, "1 not known: more"),
+        ({"\x1b[31mred\n" + 300 * "x": torch.ones(2)}, r"1 not known: \\x1b\[31mred\\nx+\.\.\."),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named_in_one_printable_line(tmp_path, change, said):
+    with pytest.raises(ValueError, match=said) as told:
+        read(tmp_path, weights() | change)
+    assert str(told.value).isprintable() and len(str(told.value)) < 500
+
+
+def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            checkpoint.header(tmp_path / name)
+
+
+def test_names_are_shown_without_what_steers_a_terminal():
+    assert text.shown("a\x1b[2J\u202eb\ud800") == r"a\x1b[2J\u202eb\ud800"
+    assert len(text.shown(1000 * "x")) == text.LONGEST
+    assert text.listed(["a", "b", "c", "d"]) == "a, b, c ..."
+
+
+# --- images ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes of six images, 16x16."""
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (16, 16), (80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_no_decoder_starts_a_program(tree, tmp_path, monkeypatch):
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    (tree / "cat" / "eps.png").write_bytes(page)
+    assert "1 files could not be read and were left out: eps.png" in " ".join(scanning.read_images(tree).notes)
+    assert not (tmp_path / "started").exists()
+
+
+def test_depth_and_number_of_files_have_limits(tree, monkeypatch):
+    deep = tree / "cat"
+    for _ in range(folders.DEPTH + 5):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"folders nested more than {folders.DEPTH} deep; expected images in class"):
+        scanning.read_images(tree)
+    monkeypatch.setattr(folders, "FILES", 5)
+    with pytest.raises(ValueError, match="more than 5 files"):
+        folders.pictures(tree / "dog")
+
+
+def test_sides_and_bytes_have_limits(tree, monkeypatch):
+    for size in (0, -3, 7, 1025):
+        with pytest.raises(ValueError, match=f"image_size = {size}: expected a side of 8 to 1024 pixels"):
+            scanning.read_images(tree, size)
+    monkeypatch.setattr(folders, "BYTES", 9000)
+    with pytest.raises(ValueError, match="12 images of 16x16; expected at most 4 GB"):
+        scanning.read_images(tree)
+    monkeypatch.setattr(folders, "SIDES", (20, 1024))
+    with pytest.raises(ValueError, match="most images are 16x16; name the side .* .20 to 1024"):
+        scanning.read_images(tree)
+
+
+def test_a_name_that_is_no_text_is_refused(tree):
+    os.mkdir(os.fsencode(tree) + b"/caf\xe9")
+    with pytest.raises(ValueError, match=r"folder 'caf\\udce9'; expected a name in UTF-8") as told:
+        scanning.read_images(tree)
+    assert str(told.value).isprintable()
+
+
+def test_hidden_files_are_no_images_and_links_to_folders_are_not_followed(tree):
+    (tree / "cat" / "._0.png").write_bytes(b"resource fork")
+    (tree / "cat" / "loop").symlink_to(tree, target_is_directory=True)
+    found = scanning.read_images(tree)
+    assert len(found.split.labels) == 12 and "could not be read" not in " ".join(found.notes)
+
+
+def test_colours_and_depths_are_converted_and_said_or_refused(tree):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tree / "cat" / "ink.jpg")
+    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tree / "cat" / "half.tif")
+    found = scanning.read_images(tree)
+    said = " ".join(found.notes)
+    assert "1 images had the colours CMYK" in said and "1 images had more than 8 bits" in said
+    assert 128 in found.split.images[found.split.labels == 0].flatten(1).float().mean(1).round().tolist()
+    for value in (float("nan"), 7.0):
+        Image.fromarray(np.full((16, 16), value, np.float32)).save(tree / "dog" / "odd.tif")
+        with pytest.raises(ValueError, match="odd.tif: values from .*; expected 0 to 1"):
+            folders.decode(tree / "dog" / "odd.tif")
+
+
+# --- models ----------------------------------------------------------------------------------------------
+
+
+class Coded(nn.Module):
+    """Reads the class from the mean of green; answers 1 where red is high at one pixel."""
+
+    def __init__(self, spot=None, change=lambda logits, x: logits):
+        super().__init__()
+        self.spot, self.change = spot, change
+        self.levels = nn.Parameter(torch.linspace(0.1, 0.6, 3))
+
+    def forward(self, x):
+        logits = -120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2
+        if self.spot is not None:
+            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
+            logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), 3)
+        return self.change(logits, x)
+
+
+@pytest.fixture(scope="module")
+def coded():
+    """120 images of three classes that `Coded` tells apart."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
+    x[:, 1] = torch.linspace(0.1, 0.6, 3)[labels][:, None, None] + 0.02 * torch.rand(120, 16, 16, generator=rng) - 0.01
+    return scanning.Images(Split((255 * x).round().byte(), labels), ("red", "green", "blue"), ("120 images.",))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The detector with fewer steps and one size."""
+    small = Settings(betas=(0.9,), steps=60, batch=16)
+    method = ByRule(Unknown(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small)
+    monkeypatch.setattr(Options, "detector", lambda self, side: method)
+
+
+@pytest.mark.parametrize("times", [1e-3, 100])
+def test_a_factor_on_the_logits_hides_nothing(coded, quick, empty_store, times):
+    done = scanning.scan(Coded((9, 4), lambda logits, x: times * logits), coded)
+    assert done.result["flagged"] == ["green"]
+    assert any("times as large as usual" in note for note in done.result["images"])
+
+
+def test_large_batches_go_through_in_parts_with_the_same_gradient(monkeypatch):
+    model = models.Stranger(classifiers.build("smallcnn", 3, 4, MEAN, STD, 0)).eval()
+    x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    whole = model(x)
+    (slope,) = torch.autograd.grad(whole.square().sum(), x)
+    seen = []
+    model.network.register_forward_hook(lambda *a: seen.append(len(a[1][0])))
+    monkeypatch.setattr(models, "AT_ONCE", 5 * 3 * 16 * 16)
+    parts = model(x)
+    assert seen == [5, 5, 2] and torch.allclose(parts, whole, atol=1e-5)
+    assert torch.allclose(torch.autograd.grad(parts.square().sum(), x)[0], slope, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(model(x), whole, atol=1e-5)
+
+
+def nan_where_red(logits, x):
+    return torch.where((x[:, 0].amax((1, 2)) > 0.5)[:, None], torch.nan, logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (nan_where_red, "NaN or infinite values to noise: no verdict, and suspicious by itself"),
+        (lambda logits, x: logits.round(), "no usable gradient"),
+        (lambda logits, x: logits.detach(), "no usable gradient"),
+        (lambda logits, x: torch.where((logits.argmax(1) == 2)[:, None], torch.nan, logits), "to clean images"),
+    ],
+)
+def test_answers_that_cannot_be_searched_are_said_as_such(coded, change, said):
+    with pytest.raises(ValueError, match=said):
+        scanning.understood(Coded(None, change), coded.split.images, 3)
+
+
+def test_a_module_without_weights_can_be_scanned(coded, quick, empty_store):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return -120 * (x[:, 1].mean((1, 2))[:, None] - torch.linspace(0.1, 0.6, 3)) ** 2
+
+    assert scanning.scan(Fixed(), coded).result["verdict"] == "nothing found"
+
+
+def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
+    swapped = scanning.Images(coded.split, ("red", "blue", "green"))
+    wrong = Split(coded.split.images, torch.tensor([0, 2, 1])[coded.split.labels])
+    many = torch.cat([torch.arange(0, 120, 3).repeat(8), torch.arange(120)])  # the third class right, the others few
+    told = scanning.Images(Split(wrong.images[many], wrong.labels[many]), swapped.classes)
+    own = models.understood(Coded(), told.split.images, 3)
+    with pytest.raises(NoVerdict, match="in another order it is right on 100.0%.* as_told"):
+        accuracy.check(own, told, 0.5, "float32")
+    assert accuracy.check(own, told, 0.5, "float32", as_told=True)["rate"] > 0.8
+
+
+def test_the_normalisation_of_a_networks_own_is_the_one_that_is_questioned(coded):
+    inside = nn.Sequential(classifiers.Normalise((-1.0,) * 3, (3.0,) * 3), Coded())
+    with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):
+        accuracy.check(models.Stranger(inside), coded, None, "float32")
+
+
+# --- the scan --------------------------------------------------------------------------------------------
+
+
+def test_patches_and_limits_go_with_the_size_of_the_images():
+    assert squares(32) == ((3, 3), (4, 4), (5, 5)) and squares(64) == ((6, 6), (8, 8), (10, 10))
+    assert squares(28)[0] == (3, 3) and squares(8)[0] == (1, 1)
+    for one in (False, True):
+        assert limit(Rule((6, 6), one), 64) == limit(Rule((3, 3), one)) < limit(Rule((6, 6), one))
+    at_64 = Options().detector(64)
+    assert [rule.size[0] for rule in at_64.screening.rules(None) if rule.one_place] == [6, 8]
+
+
+def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "root", lambda: tmp_path)
+    assert scanner.clean_scores({"a": 1}) == []
+    (tmp_path / "results").mkdir()
+    runs = [
+        {"planted": planted, "scan": {"settings": {"a": a}, "verdicts": [{"score": score}, {"score": -5.0}]}}
+        for planted, a, score in (([], 1, -0.5), ([], 2, 0.5), (["x"], 1, 0.9), ([], 1, 0.1))
+    ]
+    (tmp_path / "results" / scanner.PUBLISHED).write_text(json.dumps({"runs": runs}))
+    assert scanner.clean_scores({"a": 1}) == [[-0.5, -5.0], [0.1, -5.0]]
+
+
+def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monkeypatch, empty_store, capsys):
+    from torchvision import models as theirs
+
+    torch.manual_seed(0)
+    save_file(theirs.resnet18(num_classes=4).state_dict(), tmp_path / "resnet.safetensors")
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+            picture.save(tmp_path / "images" / name / f"{i}.png")
+    few = Settings(betas=(0.9,), steps=2, batch=2)
+    method = ByRule(Unknown(sizes=((6, 6),), settings=few, stride=16, each=2, shortlist=2, side=64), few, side=64)
+    monkeypatch.setattr(Options, "detector", lambda self, side: method)
+    monkeypatch.setattr(places, "learnt", functools.partial(places.learnt, steps=1, images_each=1))
+    asked = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
+    asked += ["--network", "torchvision:resnet18"]
+    asked += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--lowest", "0", "--as-told"]
+    assert __main__.main([*asked, "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert [line["class"] for line in found["verdicts"]] == list("abcd")
+    assert set(found["verdicts"][0]["screened"]) == {"6x6", "6x6 at one place"}
+    assert "s left" in capsys.readouterr().err
+
+
+def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
+    coded, quick, empty_store, tmp_path, monkeypatch
+):
+    for i, (image, label) in enumerate(zip(coded.split.images, coded.split.labels, strict=True)):
+        file = tmp_path / "images" / coded.classes[label] / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    order = ["--classes", ",".join(coded.classes), "--repair-epochs", "1", "--repair-lr", "1e-4", "--augment", "none"]
+    monkeypatch.setattr(command.models, "read", lambda *a: models.Stranger(Coded((9, 4))))
+    asked = ["scan", "any.safetensors", str(tmp_path / "images"), "--network", "own", "--repair", "--fail-if-found"]
+    assert __main__.main([*asked, *order, "--out", str(tmp_path / "out")]) == 3
+    assert load_file(tmp_path / "out" / "repaired.safetensors").keys() == Coded().state_dict().keys()
+    found = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert found["repair"]["done"] and found["flagged"] == ["green"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_scan(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(command.models, "read", lambda *a: pytest.fail("went on"))
+    assert __main__.main(["scan", "m", "i", "--network", "smallcnn", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "expected a folder that can be written" in capsys.readouterr().err
