@@ -2,12 +2,15 @@
 
 import functools
 import json
+import math
 import os
 import struct
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -110,6 +113,28 @@ def test_what_does_not_fit_is_named_in_one_printable_line(tmp_path, change, said
     with pytest.raises(ValueError, match=said) as told:
         read(tmp_path, weights() | change)
     assert str(told.value).isprintable() and len(str(told.value)) < 500
+
+
+KINDS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1, "BOOL": 1, "U16": 2, "F8_E4M3": 1, "F4": 1, "X": 4}
+NAMES = st.sampled_from(sorted(weights())) | st.text(max_size=12)
+SHAPES = st.lists(st.integers(0, 40) | st.sampled_from([2**14, 2**40]), max_size=4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(NAMES, st.tuples(st.sampled_from(sorted(KINDS)), SHAPES), max_size=3), st.booleans())
+def test_no_claim_of_a_header_ends_in_a_traceback(tmp_path, claims, honest):
+    """Tensors of any type and shape, in place of the network's own or beside them, that are there or are not."""
+    own = {name: ("I64" if "batches" in name else "F32", list(t.shape)) for name, t in weights().items()}
+    sizes = {name: (kind, shape, KINDS[kind] * math.prod(shape)) for name, (kind, shape) in (own | claims).items()}
+    start = claiming(sizes)
+    held = sum(size for _, _, size in sizes.values())
+    (tmp_path / "model.safetensors").write_bytes(start + b"?" * (min(held, 10**5) if honest else 100))
+    try:
+        model = models.read(tmp_path / "model.safetensors", "smallcnn", 3)
+    except ValueError as error:
+        assert str(error).isprintable() and len(str(error)) < 1500
+    else:
+        assert all(torch.isfinite(t).all() for t in model.state_dict().values())
 
 
 def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
