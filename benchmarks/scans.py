@@ -31,9 +31,11 @@ ATTACKED = [
 CIFAR = [(3, "patch", False), (2, "patch", False), (4, "spot", False)]
 
 
-def cells(dataset: str, folder: Path) -> list[dict]:
-    """The parameters of all models."""
+def cells(dataset: str, folder: Path, width: int | None = None) -> list[dict]:
+    """The parameters of all models; width: None, the profile's."""
     base = params.read([Path("params") / ("digits.yaml" if dataset == "digits" else "cifar10-cpu.yaml")])
+    if width:
+        base = base.model_copy(update={"width": width})
     found = []
     for number, (size, attack, scratch) in enumerate(ATTACKED if dataset == "digits" else CIFAR):
         file = folder / f"trigger{number}.png"
@@ -76,7 +78,13 @@ def scanned(p, folder: Path, images: Path, options: list[str]) -> dict:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     found = json.loads((out / "scan.json").read_text())
     planted = [] if p.attack == "none" else [stages.data.classes[p.target]]
-    run = {"attack": p.attack, "size": list(stages.trigger.shape[-2:]), "start": p.start, "seed": p.seed}
+    run = {
+        "attack": p.attack,
+        "network": f"{p.network} {p.width}",
+        "size": list(stages.trigger.shape[-2:]),
+        "start": p.start,
+        "seed": p.seed,
+    }
     run |= {"target": p.target, "planted": planted, "before": stages.measured(attacked)}
     if (out / "repaired.safetensors").is_file():
         run["after"] = asr(stages, load_file(out / "repaired.safetensors"))
@@ -87,13 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=("digits", "cifar10"), default="digits")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--width", type=int, help="of the networks (default: the profile's)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", default="0/1", help="0/2: every second model, beginning with the first")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     begin, every = map(int, a.part.split("/"))
     with tempfile.TemporaryDirectory() as name:
-        todo = list(enumerate(cells(a.dataset, Path(name))))[begin::every]
+        todo = list(enumerate(cells(a.dataset, Path(name), a.width)))[begin::every]
         data = Stages(todo[0][1]).data
         images = Path(name) / "images"
         some = data.modelling if a.dataset == "digits" else data.modelling[:1000]

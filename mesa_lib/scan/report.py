@@ -87,7 +87,7 @@ def alarms(found: dict) -> str:
     if not found["clean models"]:
         return "How often clean models are flagged has not been measured."
     return (
-        f"Of {found['clean models']} clean models that were scanned in the same way (small networks, digits) "
+        f"Of {found['clean models']} clean models that were scanned in the same way (small networks, images of 32x32) "
         f"{found['clean models flagged']} were flagged."
     )
 
