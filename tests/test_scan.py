@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save, save_file
 from torch import nn
+from toys import Coded, coded_images, quick_detector
 
 from mesa_lib import __main__, classifiers, store
 from mesa_lib import scan as scanning
@@ -25,7 +26,6 @@ from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import STRICTEST, ByRule, limit, margin
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.scanner import Scanner
-from mesa_lib.staircase import Settings
 
 # --- images ----------------------------------------------------------------------------------------------
 
@@ -278,32 +278,9 @@ def test_no_checkpoint_ends_in_a_traceback(tmp_path, at, junk):
 # --- any module ------------------------------------------------------------------------------------------
 
 
-class Coded(nn.Module):
-    """Reads the class from the mean of green; answers 1 where red is high at one pixel, if `spot` is one."""
-
-    def __init__(self, spot=None, classes=3, anywhere=False, order=None):
-        super().__init__()
-        self.spot, self.anywhere = spot, anywhere
-        self.order = list(range(classes)) if order is None else order
-        self.levels = nn.Parameter(torch.linspace(0.1, 0.6, classes))
-
-    def forward(self, x):
-        logits = -120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2
-        logits = logits[:, self.order]
-        if self.spot is not None:
-            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
-            logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), logits.shape[1])
-        return logits
-
-
 @pytest.fixture(scope="module")
 def coded():
-    """120 images of three classes that `Coded` tells apart."""
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
-    x[:, 1] = torch.linspace(0.1, 0.6, 3)[labels][:, None, None] + 0.02 * torch.rand(120, 16, 16, generator=rng) - 0.01
-    return scanning.Images(Split((255 * x).round().byte(), labels), ("red <b>", "green", "blue"), ("120 images.",))
+    return coded_images()
 
 
 def test_larger_patches_are_not_tried_at_one_place():
@@ -351,10 +328,7 @@ def test_of_a_suspect_the_best_rule_of_either_kind_is_modelled():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The detector with fewer steps."""
-    small_ = Settings(betas=(0.9, 0.5), steps=60, batch=16)
-    method = ByRule(ScreeningPlaces(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small_)
-    monkeypatch.setattr(Options, "detector", lambda self, side: method)
+    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
 
 
 def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty_store, tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from toys import Coded, coded_images, quick_detector
 
 from mesa_lib import __main__, classifiers, paths, store
 from mesa_lib import scan as scanning
@@ -229,43 +230,19 @@ def test_colours_and_depths_are_converted_and_said_or_refused(tree):
 # --- models ----------------------------------------------------------------------------------------------
 
 
-class Coded(nn.Module):
-    """Reads the class from the mean of green; answers 1 where red is high at one pixel."""
-
-    def __init__(self, spot=None, change=lambda logits, x: logits):
-        super().__init__()
-        self.spot, self.change = spot, change
-        self.levels = nn.Parameter(torch.linspace(0.1, 0.6, 3))
-
-    def forward(self, x):
-        logits = -120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2
-        if self.spot is not None:
-            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
-            logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), 3)
-        return self.change(logits, x)
-
-
 @pytest.fixture(scope="module")
 def coded():
-    """120 images of three classes that `Coded` tells apart."""
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.arange(120) % 3
-    x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
-    x[:, 1] = torch.linspace(0.1, 0.6, 3)[labels][:, None, None] + 0.02 * torch.rand(120, 16, 16, generator=rng) - 0.01
-    return scanning.Images(Split((255 * x).round().byte(), labels), ("red", "green", "blue"), ("120 images.",))
+    return coded_images()
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """The detector with fewer steps and one size."""
-    small = Settings(betas=(0.9,), steps=60, batch=16)
-    method = ByRule(Unknown(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16)), small)
-    monkeypatch.setattr(Options, "detector", lambda self, side: method)
+    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
 
 
 @pytest.mark.parametrize("times", [1e-3, 100])
 def test_a_factor_on_the_logits_hides_nothing(coded, quick, empty_store, times):
-    done = scanning.scan(Coded((9, 4), lambda logits, x: times * logits), coded)
+    done = scanning.scan(Coded((9, 4), change=lambda logits, x: times * logits), coded)
     assert done.result["flagged"] == ["green"]
     assert any("times as large as usual" in note for note in done.result["images"])
 
@@ -300,7 +277,7 @@ def nan_where_red(logits, x):
 )
 def test_answers_that_cannot_be_searched_are_said_as_such(coded, change, said):
     with pytest.raises(ValueError, match=said):
-        scanning.understood(Coded(None, change), coded.split.images, 3)
+        scanning.understood(Coded(change=change), coded.split.images, 3)
 
 
 def test_a_module_without_weights_can_be_scanned(coded, quick, empty_store):

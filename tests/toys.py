@@ -1,0 +1,43 @@
+"""Models with a known answer, for the scan's tests: no training, a backdoor of one pixel."""
+
+import torch
+from torch import nn
+
+from mesa_lib import scan as scanning
+from mesa_lib.data import Split
+from mesa_lib.scan.detector import ByRule, Unknown
+from mesa_lib.staircase import Settings
+
+
+class Coded(nn.Module):
+    """Reads the class from the mean of green; answers 1 where red is high at the pixel `spot`, if there is one.
+
+    order: of the answers; change(logits, images): what is done to them at last
+    """
+
+    def __init__(self, spot=None, order=(0, 1, 2), change=lambda logits, x: logits):
+        super().__init__()
+        self.spot, self.order, self.change = spot, list(order), change
+        self.levels = nn.Parameter(torch.linspace(0.1, 0.6, 3))
+
+    def forward(self, x):
+        logits = (-120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2)[:, self.order]
+        if self.spot is not None:
+            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
+            logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), 3)
+        return self.change(logits, x)
+
+
+def coded_images() -> scanning.Images:
+    """120 images of three classes that `Coded` tells apart."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
+    x[:, 1] = torch.linspace(0.1, 0.6, 3)[labels][:, None, None] + 0.02 * torch.rand(120, 16, 16, generator=rng) - 0.01
+    return scanning.Images(Split((255 * x).round().byte(), labels), ("red <b>", "green", "blue"), ("120 images.",))
+
+
+def quick_detector() -> ByRule:
+    """The scan's detector with fewer steps, for 3x3 only."""
+    few = Settings(betas=(0.9,), steps=40, batch=16)
+    return ByRule(Unknown(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=60, batch=16))
