@@ -5,7 +5,7 @@ import torch
 
 from mesa_lib import attacks, bench, inference, metrics, params
 from mesa_lib.attacks import adversarial, label_flips, trojannet, warp
-from mesa_lib.bench import Bench
+from mesa_lib.bench import Bench, tables
 from mesa_lib.defenses import catalogue, pruning
 from mesa_lib.defenses.base import Given
 from mesa_lib.defenses.mesa import MESA
@@ -192,7 +192,7 @@ def test_the_index_of_neural_cleanse_can_be_the_published_one():
 @pytest.mark.parametrize(("method", "attack"), [("DeepInspect", "corner"), ("DL-TND", "patch"), ("DF-TND", "patch")])
 def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
     found = victim(attack).verdict(method).result
-    assert bench.tables.first(found) == TARGET
+    assert tables.first(found) == TARGET
     if method == "DeepInspect":
         assert TARGET in found["about"]["compared"] and found["about"]["certainty of the inverted images"] > 0.9
 
