@@ -299,6 +299,13 @@ def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
     assert accuracy.check(own, told, 0.5, "float32", as_told=True)["rate"] > 0.8
 
 
+def test_names_of_classes_in_a_message_steer_no_terminal(coded):
+    odd = scanning.Images(coded.split, ("red", "\x1b[2Jgreen", "blue"))
+    with pytest.raises(NoVerdict, match=r"classes = .*\\x1b\[2Jgreen") as told:
+        accuracy.check(models.Stranger(Coded(order=[1, 2, 0])), odd, None, "float32")
+    assert str(told.value).isprintable()
+
+
 def test_the_normalisation_of_a_networks_own_is_the_one_that_is_questioned(coded):
     inside = nn.Sequential(classifiers.Normalise((-1.0,) * 3, (3.0,) * 3), Coded())
     with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):

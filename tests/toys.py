@@ -40,4 +40,4 @@ def coded_images() -> scanning.Images:
 def quick_detector() -> ByRule:
     """The scan's detector with fewer steps, for 3x3 only."""
     few = Settings(betas=(0.9,), steps=40, batch=16)
-    return ByRule(Unknown(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=60, batch=16))
+    return ByRule(Unknown(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=200, batch=16))

@@ -11,6 +11,7 @@ from ..inference import predict
 from ..metrics import proportion
 from .images import Images
 from .model import Stranger
+from .text import shown
 
 #: another normalisation has to be better by this much before it is believed
 BETTER = 0.05
@@ -86,5 +87,5 @@ def other_order(images: Images, answers: Tensor, rate: float) -> str:
     best = counts[rows, columns].sum() / len(labels)
     if best < max(rate + BETTER, 0.5):
         return ""
-    order = [images.classes[row] for row in np.argsort(columns)]
+    order = [shown(images.classes[row]) for row in np.argsort(columns)]
     return f"With its classes in another order it is right on {best:.1%}: classes = {','.join(order)}"

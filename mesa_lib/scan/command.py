@@ -54,20 +54,13 @@ def add(commands) -> None:
     one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
     one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
     one.add_argument("--classes", help="the folders' names in the order of the model's outputs (default: sorted)")
-    one.add_argument(
-        "--sizes",
-        type=sides,
-        default=defaults.sizes,
-        help="sides of the patches (default: 3,4,5 for each 32 of the side)",
-    )
+    one.add_argument("--sizes", type=sides, help="sides of the patches (default: 3,4,5 for each 32 of the image's)")
     one.add_argument("--repair", action="store_true", help="also make a repaired model, if something is found")
     one.add_argument("--repair-epochs", type=int, default=defaults.repair_epochs)
     one.add_argument("--repair-lr", type=float, default=defaults.repair_lr)
     one.add_argument("--augment", default=defaults.augment, help="in the repair: none, crop, crop-flip, smallcrop-flip")
     one.add_argument("--lowest", type=float, help="accuracy below which no verdict is given")
-    one.add_argument(
-        "--as-told", action="store_true", help="take mean, std and order as told, even if others fit better"
-    )
+    one.add_argument("--as-told", action="store_true", help="mean, std and order are right, even if others fit better")
     one.add_argument("--seed", type=int, default=defaults.seed)
     one.add_argument("--device", default=defaults.device)
     one.add_argument("--precision", default=defaults.precision)

@@ -38,9 +38,7 @@ class Stranger(nn.Module):
         self.normalise, self.network = classifiers.Normalise(mean, std), network
         self.probabilities, self.notes = False, []
         self.register_buffer("temperature", torch.ones(()))
-        self.anchor = nn.Parameter(
-            torch.zeros(()), requires_grad=False
-        )  # says where the model lies if nothing else does
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # on the model's device, if nothing else is
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or x.numel() <= AT_ONCE:
@@ -103,13 +101,12 @@ def own_network(network: str, found: checkpoint.Header, classes: int, mean, std)
 
     with torch.device("meta"):
         empty = build()
-    told = [f"normalise.{what}" for what, values in (("mean", mean), ("std", std)) if values is not None]
-    absent = [
-        f"normalise.{what}" for what in said if not any(name.endswith(f"normalise.{what}") for name in found.tensors)
-    ]
-    for name in absent:
-        if name not in told:
-            raise ValueError(f"{found.source}: holds no {name}; name mean and std")
+    absent = []
+    for what, values in (("mean", mean), ("std", std)):
+        if not any(name.endswith(f"normalise.{what}") for name in found.tensors):
+            absent.append(f"normalise.{what}")
+            if values is None:
+                raise ValueError(f"{found.source}: holds no normalise.{what}; name mean and std")
     names, notes = checkpoint.fitting(found, empty, classes, may_miss=absent)
     made = checkpoint.load(found, names, build(), keep=absent)
     for what, values in (("mean", mean), ("std", std)):
