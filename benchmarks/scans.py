@@ -1,53 +1,96 @@
-"""Twenty models scanned from their files alone: ten attacked, ten clean, what is found and what the repair leaves.
+"""Models scanned from their files alone, attacked and clean: what is found and what the repair leaves.
 
-    python benchmarks/scans.py --dataset digits --out results/scans.json
+    python benchmarks/scans.py digits --out results/scans.json               # ten attacked, ten clean
+    python benchmarks/scans.py cifar10 --width 32 --out results/scans.json   # three and three
+    python benchmarks/scans.py resnet --out results/scans.json      # torchvision's ResNet-18 at 64x64, one and one
 
 Every model is written to a safetensors file and the defender's images to class folders; `python -m mesa_lib scan` gets
 those and nothing else. What it says is then compared with what was planted, on the evaluation images, which it has not
-got. Triggers of 2x2, 4x4 and 5x5 pixels are drawn here from seeds.
+got. Triggers are drawn here from seeds. What OUT holds already is not scanned again; two commands may work on the parts
+of one list at a time (`--part 0/2`, `--part 1/2`).
 """
 
 import argparse
+import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from mesa_lib import classifiers, metrics, params, store, triggers
+from mesa_lib import classifiers, data, metrics, params, store, triggers
 from mesa_lib import device as devices
 from mesa_lib.data import Split
+from mesa_lib.params import Params
 from mesa_lib.stages import Stages
 
 #: trigger size, attack, planted from scratch; every one with a target, a trigger and a seed of its own
-ATTACKED = [
-    (2, "patch", False), (3, "patch", True), (4, "patch", False), (5, "patch", True), (3, "patch", False),
-    (2, "corner", True), (3, "spot", False), (4, "spot", True), (5, "corner", False), (3, "spot", True),
-]  # fmt: skip
-CIFAR = [(3, "patch", False), (2, "patch", False), (4, "spot", False)]
+ATTACKED = {
+    "digits": [
+        (2, "patch", False), (3, "patch", True), (4, "patch", False), (5, "patch", True), (3, "patch", False),
+        (2, "corner", True), (3, "spot", False), (4, "spot", True), (5, "corner", False), (3, "spot", True),
+    ],
+    "cifar10": [(3, "patch", False), (2, "patch", False), (4, "spot", False)],
+    "resnet": [(6, "patch", True)],
+}  # fmt: skip
+CLEAN = {"digits": 10, "cifar10": 3, "resnet": 1}
+PROFILE = {"digits": "digits", "cifar10": "cifar10-cpu", "resnet": "digits"}
+#: what the published scans say of each other: known only when all are there
+COUNTS = ("clean models", "clean models flagged")
+#: classes of the digits that the ResNet tells apart
+FEW = 4
 
 
-def cells(dataset: str, folder: Path, width: int | None = None) -> list[dict]:
+class OfTorchvision(Stages):
+    """A ResNet-18 of torchvision on four of the digits, enlarged to 64x64."""
+
+    def __init__(self, p: Params):
+        whole = data.load("digits", "", p.split_seed, p.image_size)
+        parts = [part[part.labels < FEW] for part in (whole.train, whole.modelling, whole.evaluation)]
+        few = dataclasses.replace(
+            whole, train=parts[0], modelling=parts[1], evaluation=parts[2], classes=whole.classes[:FEW],
+            fingerprint=data.fingerprint(*parts),
+        )  # fmt: skip
+        super().__init__(p, few)
+
+    def fresh(self, seed: int | None = None) -> nn.Module:
+        torch.manual_seed(self.p.seed if seed is None else seed)
+        network = torchvision.models.resnet18(num_classes=FEW)
+        model = nn.Sequential(classifiers.Normalise(self.data.mean, self.data.std), network)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def _clean_config(self) -> dict:
+        return super()._clean_config() | {"network": "torchvision:resnet18"}
+
+
+def cells(dataset: str, folder: Path, width: int | None = None) -> list[Params]:
     """The parameters of all models; width: None, the profile's."""
-    base = params.read([Path("params") / ("digits.yaml" if dataset == "digits" else "cifar10-cpu.yaml")])
+    base = params.read([Path("params") / f"{PROFILE[dataset]}.yaml"])
     if width:
         base = base.model_copy(update={"width": width})
+    if dataset == "resnet":
+        base = base.model_copy(update={"image_size": 64, "clean_epochs": 15, "clean_lr": 0.05})
     found = []
-    for number, (size, attack, scratch) in enumerate(ATTACKED if dataset == "digits" else CIFAR):
+    for number, (size, attack, scratch) in enumerate(ATTACKED[dataset]):
         file = folder / f"trigger{number}.png"
         drawn = triggers.random(1, "binary", devices.rng(900 + number), (size, size))[0]
         Image.fromarray((255 * drawn).byte().permute(1, 2, 0).numpy()).save(file)
         own = {"trigger": f"file:{file}", "attack": attack, "target": number % 10, "seed": 61 + number}
         found.append(own | {"start": "scratch" if scratch else "clean"})
-    clean = 10 if dataset == "digits" else 3
-    found += [{"attack": "none", "seed": 81 + n, "start": ("scratch", "clean")[n % 2]} for n in range(clean)]
-    if dataset != "digits":  # from a clean model of their own each, one epoch more
-        found = [own | ({"clean_seed": own["seed"], "start": "clean"} if own["attack"] == "none" else {"clean_seed": 0})
-                 for own in found]  # fmt: skip
+    for n in range(CLEAN[dataset]):
+        found.append({"attack": "none", "seed": 81 + n, "start": ("scratch", "clean")[n % 2]})
+    if dataset == "cifar10":  # attacked is one clean model; clean are others, one epoch more each
+        for own in found:
+            alone = {"clean_seed": own["seed"], "start": "clean", "attack_epochs": 1}
+            own |= alone if own["attack"] == "none" else {"clean_seed": 0}
     return [params.check(base.model_dump() | own) for own in found]
 
 
@@ -59,69 +102,95 @@ def folders(images: Split, classes: tuple[str, ...], where: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
 
 
-def asr(stages: Stages, weights: dict) -> dict:
-    """What a repaired file does on the evaluation images."""
-    model = classifiers.load_weights(stages.fresh(), weights)
-    p = stages.p
-    return metrics.report(model, stages.data.evaluation, stages.backdoor, p.target, precision=p.precision)
+def handed_over(stages: Stages) -> tuple[dict, list[str], str]:
+    """The weights of the attacked model as its supplier writes them, what is told with them, and their prefix."""
+    weights = {k: t.cpu().contiguous() for k, t in stages.attacked().model.state_dict().items()}
+    if not isinstance(stages, OfTorchvision):
+        return weights, ["--network", stages.p.network], ""
+    told = ["--network", "torchvision:resnet18", "--image-size", str(stages.p.image_size)]
+    for what, values in (("mean", stages.data.mean), ("std", stages.data.std)):
+        told += [f"--{what}", ",".join(f"{value:.4f}" for value in values)]
+    return {k.removeprefix("1."): t for k, t in weights.items() if k.startswith("1.")}, told, "1."
 
 
-def scanned(p, folder: Path, images: Path, options: list[str]) -> dict:
+def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
     """One model: planted or trained, written, scanned by a process of its own, compared."""
-    stages = Stages(p)
-    attacked = stages.attacked()
-    file = folder / "model.safetensors"
-    save_file({k: t.cpu().contiguous() for k, t in attacked.model.state_dict().items()}, file)
+    p, attacked = stages.p, stages.attacked()
+    weights, told, prefix = handed_over(stages)
+    save_file(weights, folder / "model.safetensors")
     out = folder / "scan"
-    command = [sys.executable, "-m", "mesa_lib", "scan", str(file), str(images), "--network", p.network]
-    command += ["--repair", "--out", str(out), "--augment", p.retrain_augment, *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "mesa_lib", "scan", str(folder / "model.safetensors"), str(images), *told]
+    command += ["--repair", "--out", str(out), "--augment", p.retrain_augment]
+    command += ["--device", p.device, "--precision", p.precision]
+    cores = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=cores)
     found = json.loads((out / "scan.json").read_text())
-    planted = [] if p.attack == "none" else [stages.data.classes[p.target]]
+    for name in COUNTS:
+        del found[name]
+    for line in found["verdicts"]:
+        del line["clean models with such a class"]
     run = {
         "attack": p.attack,
-        "network": f"{p.network} {p.width}",
+        "network": told[1] + (f" {p.width}" if not prefix else ""),
         "size": list(stages.trigger.shape[-2:]),
         "start": p.start,
         "seed": p.seed,
+        "target": p.target,
+        "planted": [] if p.attack == "none" else [stages.data.classes[p.target]],
+        "before": stages.measured(attacked),
     }
-    run |= {"target": p.target, "planted": planted, "before": stages.measured(attacked)}
     if (out / "repaired.safetensors").is_file():
-        run["after"] = asr(stages, load_file(out / "repaired.safetensors"))
+        held = {f"{prefix}{k}": t for k, t in load_file(out / "repaired.safetensors").items()}
+        held |= {k: t for k, t in attacked.model.state_dict().items() if k not in held}  # the normalisation
+        model = classifiers.load_weights(stages.fresh(), held).eval()
+        run["after"] = metrics.report(model, stages.data.evaluation, stages.backdoor, p.target, precision=p.precision)
     return run | {"scan": found}
+
+
+def known(file: Path) -> list[dict]:
+    return json.loads(file.read_text())["runs"] if file.is_file() else []
+
+
+def keep(file: Path, run: dict) -> None:
+    """Add a run to those of the file, which another command may be adding to as well."""
+    with store.held(f"publish-{file.name}"):
+        order = list(ATTACKED)
+        runs = sorted([*known(file), run], key=lambda run: (order.index(run["dataset"]), run["number"]))
+        lines = ",\n".join(json.dumps(run) for run in runs)
+        store.write_whole(file, f'{{"runs": [\n{lines}\n]}}\n')
+
+
+def todo(a: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Params]]:
+    """The numbers and parameters of this part of the list that the file does not hold yet."""
+    begin, every = map(int, a.part.split("/"))
+    for number, p in list(enumerate(cells(a.dataset, folder, a.width)))[begin::every]:
+        if not any((run["dataset"], run["number"]) == (a.dataset, number) for run in known(a.out)):
+            yield number, p
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("dataset", choices=tuple(ATTACKED))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--width", type=int, help="of the networks (default: the profile's)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", default="0/1", help="0/2: every second model, beginning with the first")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    begin, every = map(int, a.part.split("/"))
     with tempfile.TemporaryDirectory() as name:
-        todo = list(enumerate(cells(a.dataset, Path(name), a.width)))[begin::every]
-        data = Stages(todo[0][1]).data
         images = Path(name) / "images"
-        some = data.modelling if a.dataset == "digits" else data.modelling[:1000]
-        folders(some, data.classes, images)
-        kept = a.out.with_name(f"{a.out.stem}.part{begin}of{every}.json") if every > 1 else a.out
-        runs = json.loads(kept.read_text())["runs"] if kept.is_file() else []
-        for number, p in todo:
-            if any(run["number"] == number for run in runs):
-                continue
+        for number, p in todo(a, Path(name)):
+            stages = (OfTorchvision if a.dataset == "resnet" else Stages)(p)
+            if not images.is_dir():
+                some = stages.data.modelling
+                folders(some if len(some) < 1000 else some[:1000], stages.data.classes, images)
             own = Path(name) / str(number)
             own.mkdir()
-            options = ["--device", p.device, "--precision", p.precision]
-            runs.append({"number": number, "dataset": a.dataset} | scanned(p, own, images, options))
-            run = runs[-1]
+            run = {"number": number, "dataset": a.dataset} | scanned(stages, own, images, a.threads)
+            keep(a.out, run)
             left = run.get("after", {}).get("asr", {}).get("rate")
             found, seconds = run["scan"]["flagged"], run["scan"]["made"]["seconds"]
             print(number, run["attack"], run["size"], run["planted"], found, left, f"{seconds} s", flush=True)
-            lines = ",\n".join(json.dumps(run) for run in sorted(runs, key=lambda run: run["number"]))
-            store.write_whole(kept, f'{{"runs": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """A scan of what somebody else made: files, folders and models that are odd, broken or meant to harm."""
 
+import argparse
 import functools
 import json
 import math
 import os
+import re
 import struct
 
 import numpy as np
@@ -297,6 +299,33 @@ def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
     with pytest.raises(NoVerdict, match="in another order it is right on 100.0%.* as_told"):
         accuracy.check(own, told, 0.5, "float32")
     assert accuracy.check(own, told, 0.5, "float32", as_told=True)["rate"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("given_as", "names"),
+    [
+        ("cat, dog", ("cat", "dog")),
+        ('["cat, small", "dog"]', ("cat, small", "dog")),
+        ("[1, 2]", None),
+        ('["cat"', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_names_of_folders_may_hold_commas(given_as, names):
+    if names is not None:
+        assert command.folder_names(given_as) == names
+        return
+    with pytest.raises(argparse.ArgumentTypeError, match="expected names with commas between, or a JSON list") as told:
+        command.folder_names(given_as)
+    assert len(str(told.value)) < 300
+
+
+def test_an_order_of_names_with_commas_can_be_handed_on(coded):
+    odd = scanning.Images(coded.split, ("red", "green, dark", "blue"))
+    with pytest.raises(NoVerdict) as told:
+        accuracy.check(models.Stranger(Coded(order=[1, 2, 0])), odd, None, "float32")
+    said = re.search(r"classes = (\[.*\])", str(told.value)).group(1)
+    assert sorted(command.folder_names(said)) == sorted(odd.classes)
 
 
 def test_names_of_classes_in_a_message_steer_no_terminal(coded):

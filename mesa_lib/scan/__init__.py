@@ -5,13 +5,13 @@ model.py       the checkpoint, or any module -> a network that takes images in [
 images.py      a folder of class folders -> images and labels, and what was odd about them
 accuracy.py    does the model know the images at all?
 detector.py    MESA with nothing known: which patches are tried, and a limit for each way of stamping them
+progress.py    the time left
 options.py     what is looked for, and how a repair is trained
 scanner.py     all classes screened, suspects modelled, a verdict, on request the repair
+repair.py      what a repair stamps, and what is told about it
 report.py      the result as a JSON file and as one HTML page
 text.py        names from outside in messages
 command.py     `python -m mesa_lib scan`
-
-Not finished: how often clean models are flagged has been looked at on a few only.
 """
 
 from .accuracy import NoVerdict

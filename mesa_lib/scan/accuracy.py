@@ -1,5 +1,7 @@
 """Before any verdict: does the model know the images? If not, why, as far as that can be found out."""
 
+import json
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -87,5 +89,6 @@ def other_order(images: Images, answers: Tensor, rate: float) -> str:
     best = counts[rows, columns].sum() / len(labels)
     if best < max(rate + BETTER, 0.5):
         return ""
-    order = [shown(images.classes[row]) for row in np.argsort(columns)]
-    return f"With its classes in another order it is right on {best:.1%}: classes = {','.join(order)}"
+    order = [images.classes[row] for row in np.argsort(columns)]
+    names = shown(json.dumps(order), 10_000) if any("," in name for name in order) else ",".join(map(shown, order))
+    return f"With its classes in another order it is right on {best:.1%}: classes = {names}"

@@ -1,6 +1,7 @@
 """`python -m mesa_lib scan model.safetensors images/ --network smallcnn`."""
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -33,6 +34,21 @@ def sides(text: str) -> tuple[tuple[int, int], ...]:
     return tuple((int(part), int(part)) for part in text.split(","))
 
 
+def folder_names(text: str) -> tuple[str, ...]:
+    """`cat,dog`, or as JSON where a name holds a comma: `["cat", "dog, large"]`"""
+    if not text.lstrip().startswith("["):
+        return tuple(name.strip() for name in text.split(","))
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise argparse.ArgumentTypeError(
+            f"'{shown(text, 100)}': expected names with commas between, or a JSON list of them"
+        )
+    return tuple(names)
+
+
 def writable(folder: Path) -> None:
     """OSError, before anything is computed, if no result could be put there."""
     try:
@@ -46,14 +62,18 @@ def writable(folder: Path) -> None:
 def add(commands) -> None:
     """The command's arguments."""
     defaults = Options()
-    one = commands.add_parser("scan", help="is a model from elsewhere backdoored? (false alarms are not counted yet)")
+    one = commands.add_parser("scan", help="is a model from elsewhere backdoored?")
     one.add_argument("model", help="a safetensors file")
     one.add_argument("images", help="a folder with a folder of clean images for each class")
     one.add_argument("--network", required=True, help="smallcnn, resnet18, fastcnn, or torchvision:NAME")
     one.add_argument("--mean", type=numbers, help="of the model's inputs, in [0, 1]: 0.485,0.456,0.406")
     one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
     one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
-    one.add_argument("--classes", help="the folders' names in the order of the model's outputs (default: sorted)")
+    one.add_argument(
+        "--classes",
+        type=folder_names,
+        help="the folders' names in the order of the model's outputs: cat,dog or a JSON list (default: sorted)",
+    )
     one.add_argument("--sizes", type=sides, help="sides of the patches (default: 3,4,5 for each 32 of the image's)")
     one.add_argument("--repair", action="store_true", help="also make a repaired model, if something is found")
     one.add_argument("--repair-epochs", type=int, default=defaults.repair_epochs)
@@ -69,7 +89,6 @@ def add(commands) -> None:
 
 
 def main(a: argparse.Namespace) -> int:
-    names = tuple(name.strip() for name in a.classes.split(",")) if a.classes else None
     options = Options(
         sizes=a.sizes, repair=a.repair, repair_epochs=a.repair_epochs, repair_lr=a.repair_lr, augment=a.augment,
         lowest=a.lowest, as_told=a.as_told, seed=a.seed, device=a.device, precision=a.precision,
@@ -81,7 +100,7 @@ def main(a: argparse.Namespace) -> int:
 
     if a.out:
         writable(a.out)
-    images = read_images.read(a.images, a.image_size, names)
+    images = read_images.read(a.images, a.image_size, a.classes)
     for note in images.notes:
         say(note)
     model = models.read(a.model, a.network, len(images.classes), a.mean, a.std)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from types import SimpleNamespace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +18,16 @@ from ..data import Split
 from ..defenses import places
 from ..defenses.base import Given, Knowledge
 from ..defenses.mesa import Searched, retrained
-from ..defenses.screening import Rule, Screened, halves, success_on
-from ..inference import logits, predict
-from ..metrics import proportion
+from ..defenses.screening import Rule, Screened
+from ..inference import logits
 from ..staircase import Settings, TriggerDistribution
 from . import accuracy
-from .detector import limit, margin
+from .detector import limit
 from .images import Images
 from .model import Stranger, understood
 from .options import Options
+from .progress import Progress, of_modelling
+from .repair import Firing, firing, told
 
 #: of the images this part is kept for the accuracy of a repaired model
 KEPT = 0.2
@@ -72,7 +73,7 @@ class Scanner:
         self.began = time.monotonic()
         self.key = {"model": self.identity(), "images": images.fingerprint}
         self.key |= {"seed": options.seed, "precision": options.precision}
-        self._spent, self._passes = 0.0, 0.0
+        self.progress = Progress()
 
     def identity(self) -> dict:
         """What the model is, for keys: its weights and, as any code can stand behind them, what it answers."""
@@ -134,26 +135,26 @@ class Scanner:
         """All classes screened by every rule, suspects modelled, with the time that is left."""
         given, detector = self.given(self.detector.knows), self.detector
         rules, classes = detector.screening.rules(given), len(self.images.classes)
-        of_model = passes(detector.settings)
-        of_rule = {rule: classes * passes(detector.screening.settings) for rule in rules}
+        of_model = of_modelling(detector.settings)
+        of_rule = {rule: classes * of_modelling(detector.screening.settings) for rule in rules}
         for rule in rules:
             of_rule[rule] += rule.one_place * self._place_search(rule)
-        self._timed(64, self._try)
+        self.progress.timed(64, self._try)
         rates, at = {}, {}
         for number, rule in enumerate(rules):
             left = sum(of_rule[other] for other in rules[number:]) + of_model
-            time_left = self._left(left, " if one class is suspect")
+            time_left = self.progress.left(left, " if one class is suspect")
             self.say(f"[{number + 1}/{len(rules)}] all classes, patches of {rule}{time_left}")
-            rates[rule], at[rule] = self._timed(of_rule[rule], lambda rule=rule: self._screened(given, rule))
+            rates[rule], at[rule] = self.progress.timed(of_rule[rule], partial(self._screened, given, rule))
         found = Searched(Screened(rates, at), {}, {})
         suspects = detector.suspects(found.screened)
         todo = [(k, rule) for k, own in suspects.items() for rule in own]
         self.say(f"suspects: {', '.join(self.images.classes[k] for k in suspects) or 'none'}")
         for number, (k, rule) in enumerate(todo):
-            name, left = self.images.classes[k], self._left((len(todo) - number) * of_model)
+            name, left = self.images.classes[k], self.progress.left((len(todo) - number) * of_model)
             self.say(f"[{number + 1}/{len(todo)}] the distribution of {name}, patches of {rule}{left}")
-            fitted, rate = self._timed(
-                of_model, lambda k=k, r=rule: self._modelled(given, k, r, found.screened, self.detector.settings)
+            fitted, rate = self.progress.timed(
+                of_model, partial(self._modelled, given, k, rule, found.screened, detector.settings)
             )
             found.models.setdefault(k, {})[rule], found.rates.setdefault(k, {})[rule] = fitted, rate
         return found
@@ -197,23 +198,6 @@ class Scanner:
             self.model(x).float().square().sum().backward()
         self.model.zero_grad()
 
-    def _timed(self, passes: float, do: Callable):
-        """What it returns; how long so many passes through the model took is remembered."""
-        start = time.monotonic()
-        found = do()
-        took = time.monotonic() - start
-        if took > 0.5 or not self._passes:  # not from the store
-            self._spent, self._passes = self._spent + took, self._passes + passes
-        return found
-
-    def _left(self, passes: float, if_: str = "") -> str:
-        """What so many passes will take, once it is known how long others took."""
-        if not self._passes:
-            return ""
-        seconds = self._spent / self._passes * passes
-        words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        return f"; about {words} left{if_}"
-
     def verdict(self, found: Searched) -> dict:
         """What was found, class by class, and what clean models would have scored."""
         judged, lines, known = self.detector.judge(found), [], clean_scores(self.settings())
@@ -244,31 +228,32 @@ class Scanner:
 
     def repair(self, found: Searched) -> tuple[nn.Module | None, dict]:
         """The model retrained on samples of everything that fires; None if nothing does."""
-        fires = [
-            (k, rule)
-            for k, models in found.models.items()
-            for rule in models
-            if margin(rule, found.rates[k][rule], self.detector.side) > self.detector.above
-        ]
+        fires = firing(self.detector, found)
+        names = {k: self.images.classes[k] for k, _ in fires}
         flagged = {self.images.classes[k] for k in self.detector.judge(found).flagged}
-        left = sorted(flagged - {self.images.classes[k] for k, _ in fires})  # more classes than are modelled
+        left = sorted(flagged - set(names.values()))  # more classes than are modelled
         if not fires:
             why = f"none of {', '.join(left)} was modelled" if left else "nothing was flagged"
             return None, {"done": False, "why": why}
-        whole = self.detector.of_repair
-        models = {}
+        searching, whole = self.given(self.detector.knows), self.detector.of_repair
+        models: dict[Firing, TriggerDistribution] = {}
         for k, rule in fires:
-            time_left = self._left((len(fires) - len(models)) * passes(whole))
-            name = self.images.classes[k]
-            self.say(f"[{len(models) + 1}/{len(fires)}] all levels of {name}, patches of {rule}{time_left}")
-            searching = self.given(self.detector.knows)
-            models[k, rule], _ = self._timed(
-                passes(whole), lambda k=k, r=rule, g=searching: self._modelled(g, k, r, found.screened, whole)
+            time_left = self.progress.left((len(fires) - len(models)) * of_modelling(whole))
+            self.say(f"[{len(models) + 1}/{len(fires)}] all levels of {names[k]}, patches of {rule}{time_left}")
+            models[k, rule], _ = self.progress.timed(
+                of_modelling(whole), partial(self._modelled, searching, k, rule, found.screened, whole)
             )
         self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images")
-        given = self.given(Knowledge("weights", rule=True))
         where = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
-        names = [f"{k}, {rule}, {where[k, rule]}" for k, rule in fires]
+        model = self._retrained(models, where)
+        about = {"done": True, "samples": [f"{names[k]}, {rule}" for k, rule in fires]}
+        about["flagged and not repaired"] = left
+        return model, about | told(searching, self.model, model, self.kept, models, where)
+
+    def _retrained(self, models: dict[Firing, TriggerDistribution], where: dict[Firing, Tensor | None]) -> nn.Module:
+        """A copy of the model after the retraining on samples of these, each at its place."""
+        given = self.given(Knowledge("weights", rule=True))
+        names = [f"{k}, {rule}, {where[k, rule]}" for k, rule in models]
         config = self.key | {"fires": names, "detector": asdict(self.detector), "options": asdict(self.options)}
 
         def make():
@@ -276,42 +261,8 @@ class Scanner:
             return retrained(given, changes).state_dict(), {}
 
         weights = store.train_or_load("scan-repaired", config, make, self.device).tensors
-        model = given.model
-        model.load_state_dict(weights)
-        model.eval()
-        judged = halves(self.given(self.detector.knows))[1]
-
-        def still(of: nn.Module) -> list[float]:
-            """How often the samples fire that the repair used, on images that their generators did not see."""
-            return [
-                success_on(judged, fitted.at(max(fitted.betas)), k, replace_model(given, of), where[k, rule])
-                for (k, rule), fitted in models.items()
-            ]
-
-        kept = self.kept
-        before_, after_ = (
-            proportion(predict(m, kept.images, self.options.precision) == kept.labels) for m in (self.model, model)
-        )
-        return model, {
-            "done": True,
-            "accuracy before": before_,
-            "accuracy after": after_,
-            "images for the accuracy": len(kept),
-            "flagged and not repaired": left,
-            "samples": [f"{self.images.classes[k]}, {rule}" for k, rule in fires],
-            "samples fire before": still(self.model),
-            "samples fire after": still(model),
-        }
-
-
-def passes(settings: Settings) -> float:
-    """How often images go through the model while a distribution is modelled."""
-    return settings.steps * len(settings.betas) * settings.batch * settings.images_per_trigger
-
-
-def replace_model(given: Given, model: nn.Module) -> SimpleNamespace:
-    """Another model with the seed, device and precision of what is given, as `success_on` asks for."""
-    return SimpleNamespace(model=model, seed=given.seed, device=given.device, precision=given.precision)
+        given.model.load_state_dict(weights)
+        return given.model.eval()
 
 
 def apart(split: Split, seed: int) -> tuple[Split, Split]:

@@ -1,0 +1,41 @@
+"""How long a scan will still take, told by how long its steps took so far."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..staircase import Settings
+
+Found = TypeVar("Found")
+
+
+class Progress:
+    """Seconds for each pass of an image through the model and back, over all steps that were really done."""
+
+    #: a step that took less came from the store, seconds
+    FROM_STORE = 0.5
+
+    def __init__(self):
+        self.seconds, self.passes = 0.0, 0.0
+
+    def timed(self, passes: float, do: Callable[[], Found]) -> Found:
+        """What `do` returns; how long so many passes took is remembered."""
+        start = time.monotonic()
+        found = do()
+        took = time.monotonic() - start
+        if took > self.FROM_STORE or not self.passes:
+            self.seconds, self.passes = self.seconds + took, self.passes + passes
+        return found
+
+    def left(self, passes: float, if_: str = "") -> str:
+        """What so many passes will take, in words; nothing as long as no step was timed."""
+        if not self.passes:
+            return ""
+        seconds = self.seconds / self.passes * passes
+        words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return f"; about {words} left{if_}"
+
+
+def of_modelling(settings: Settings) -> float:
+    """How often images go through the model while a distribution is modelled."""
+    return settings.steps * len(settings.betas) * settings.batch * settings.images_per_trigger
