@@ -178,3 +178,17 @@ def test_the_first_layer_whitens_patches():
     assert (moments - torch.diag(moments.diag())).abs().max() < 0.02
     assert moments.diag().max() < 1.01 and moments.diag()[-3:].min() > 0.99  # small ones are damped
     assert not model.whitened.weight.requires_grad
+
+
+@pytest.mark.parametrize("network", classifiers.NETWORKS)
+def test_no_1x1_convolution_has_a_stride(network):
+    """Their gradient may write outside its memory (oneDNN, AVX2, fewer than 8 channels): the process ends."""
+    convolutions = [part for part in build(network).modules() if isinstance(part, torch.nn.Conv2d)]
+    assert convolutions and all(conv.stride == (1, 1) for conv in convolutions if conv.kernel_size == (1, 1))
+
+
+def test_a_narrow_resnet_can_be_trained_channels_last():
+    model = build("resnet18").to(memory_format=torch.channels_last).train()
+    for n in (16, 3):
+        model(torch.rand(n, 3, 32, 32).contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
