@@ -38,7 +38,8 @@ def code(book):
 
 
 def test_the_series_is_whole():
-    later = ["05_paper", "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", runner.BENCH]
+    later = ["05_paper", "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", "10_scan_a_model"]
+    later += [runner.BENCH]
     assert [f.stem for f in BOOKS] == ["00_quickstart", *runner.SERIES, *later]
 
 
