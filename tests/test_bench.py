@@ -256,9 +256,10 @@ def test_strip_separates_a_blended_trigger(victim):
 
 
 def test_strip_separates_an_additive_trigger(victim):
-    """A pattern added to the image, and overlays added to the input (the paper's) or halved (ours), over all triggered.
+    """A pattern added to the image, and overlays added to the input or both halved (ours), over all triggered.
 
-    At half the strength sums give 0.75 and halves 0.99.
+    Sums that leave [0, 1], as the paper's code has them, show the network what it was never trained on: over eight
+    trainings they separate with 0.68 to 0.91, clipped ones with 0.997 and more, halves with 0.998 and more.
     """
     own = victim("none").stages
     pattern = torch.rand(3, 32, 32, generator=rng(3))
@@ -271,7 +272,7 @@ def test_strip_separates_an_additive_trigger(victim):
     clean, truth = own.data.evaluation.images.float() / 255, own.data.evaluation.labels
     triggered = (clean[truth != TARGET] + pattern).clamp(0, 1)
     assert float((inference.predict(model, triggered) == TARGET).float().mean()) > 0.95
-    for overlay in ("sum", "half"):
+    for overlay in ("clipped sum", "half"):
         method = STRIP(overlay)
         method.fit(Given(method.knows, model, own.data.modelling, 10))
         scores = [method.score(x) for x in (own.data.modelling.images[:300], clean, triggered)]
@@ -285,10 +286,11 @@ def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim, conf
     images, labels = d.evaluation.images[:60].float() / 255, d.evaluation.labels[:60]
     right = inference.predict(model, images) == labels
     found = adversarial.examples(model, images[right], labels[right], "cw", confidence=confidence).cpu()
-    two = inference.logits(model, found).topk(2).values
-    assert float((two[:, 0] - two[:, 1]).median()) >= confidence, "the margin that was asked for"
-    fooled = inference.predict(model, found) != labels[right]
+    logits = inference.logits(model, found).cpu()
+    fooled = logits.argmax(1) != labels[right]
     assert float(fooled.float().mean()) > 0.9
+    above = logits.amax(1) - logits.gather(1, labels[right][:, None])[:, 0]
+    assert float(above[fooled].min()) >= confidence - 0.01, "the margin over the true class that was asked for"
     squeezing = FeatureSqueezing()
     squeezing.fit(Given(squeezing.knows, model, d.modelling, 10))
     known, clean, made = (squeezing.score(x) for x in (d.modelling.images[:300], images, found[fooled]))
