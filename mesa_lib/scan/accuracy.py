@@ -71,8 +71,8 @@ def other_normalisation(model: Stranger, split: Split, wanted: float, precision:
             part.copy_(torch.tensor(values).reshape(1, 3, 1, 1))
         found = rate(split.images)
         if found > best[1]:
-            shown = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
-            best = f"With another normalisation ({name}; mean and std {shown}) it is right on {found:.1%}.", found
+            words = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
+            best = f"With another normalisation ({name}; mean and std {words}) it is right on {found:.1%}.", found
     normalise.mean.copy_(own[0]), normalise.std.copy_(own[1])
     found = rate(split.images.flip(1))
     if found > best[1]:
