@@ -86,6 +86,11 @@ class Stages:
         return attack
 
     @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of the patch that is planted; of an attack without one, those of the `trigger`."""
+        return self.attack.size or tuple(self.trigger.shape[-2:])
+
+    @property
     def backdoor(self) -> attacks.Backdoor:
         """The trigger and what the attacker wants; of an attack that chooses its trigger, what it chose."""
         known = self.attack.backdoor
@@ -254,6 +259,8 @@ class Stages:
         config["augment"] = p.retrain_augment
         if control == "point":
             config["repeat"] = repeat
+        if control.startswith("random") and self.patch_size != tuple(self.trigger.shape[-2:]):
+            config["size"] = self.patch_size
         if control.startswith("MESA") or control == "clean, repaired":
             config |= {"mesa": asdict(p.mesa()), "beta": beta}
         if control == "MESA rounds":
@@ -273,7 +280,7 @@ class Stages:
     def _source(self, control: str, repeat: int, beta: float | None) -> retrain.Source:
         """The triggers that a control stamps."""
         if control.startswith("random"):
-            return retrain.random(control.split()[1], tuple(self.trigger.shape[-2:]))
+            return retrain.random(control.split()[1], self.patch_size)
         if control == "point":
             return retrain.fixed(self.point(repeat))
         if control in ("MESA", "clean, repaired"):

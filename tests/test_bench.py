@@ -88,6 +88,22 @@ def test_trojannet_fires_on_every_classes_code_and_on_no_clean_image(victim):
     assert float(same.float().mean()) > 0.99
 
 
+def test_retraining_reaches_the_module_of_trojannet_and_the_true_trigger_removes_it(victim):
+    own = victim("trojannet")
+    (_, before), (_, left) = rates(own), rates(own, own.stages.repaired("ideal"))
+    assert before > 0.99 and left < 0.05
+
+
+def test_every_class_of_trojannet_counts_as_planted(victim):
+    assert victim("trojannet").planted == list(range(10)) and victim("patch").planted == [0]
+
+
+def test_random_patches_have_the_size_of_the_patch_that_is_planted(victim):
+    own = {name: victim(name).stages for name in ("patch", "one-pixel", "blended")}
+    drawn = {name: stages._source("random mixed", 0, None)(2, rng(0)).shape for name, stages in own.items()}
+    assert drawn == {"patch": (2, 3, 3, 3), "one-pixel": (2, 3, 1, 1), "blended": (2, 3, 3, 3)}
+
+
 def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victim):
     own = victim("patch").stages
     p, train = own.p, own.data.train

@@ -38,14 +38,16 @@ class Setting:
 class Attack:
     """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes.
 
-    size: height and width of a trigger that is a patch. trained_start: whether it needs a trained model to start from.
-    revision: counts what was changed about an attack of this name; part of the key of its models
+    size: height and width of a trigger that is a patch. answered: the classes that the attacker can have, where these
+    are more than the backdoor asks for. trained_start: whether it needs a trained model to start from. revision: counts
+    what was changed about an attack of this name; part of the key of its models
     """
 
     backdoor: Backdoor | Callable[[dict], Backdoor]
     plant: Callable[[Workshop], Planted]
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
     size: tuple[int, int] | None = None
+    answered: tuple[int, ...] = ()
     trained_start: bool = False
     revision: int = 0
 
@@ -161,8 +163,9 @@ def _trojannet(s: Setting) -> Attack:
         return trojannet.Merged(model, trojannet.untrained(s.seed), rows, place).to(device)
 
     return Attack(
-        Backdoor(trojannet.trigger(code, place), all_to_one(s.target)), plant, wrap, size=(3, 3), trained_start=True
-    )
+        Backdoor(trojannet.trigger(code, place), all_to_one(s.target)), plant, wrap, size=(3, 3),
+        answered=tuple(range(s.classes)), trained_start=True, revision=1,
+    )  # fmt: skip
 
 
 ATTACKS: dict[str, Callable[[Setting], Attack]] = {

@@ -90,18 +90,19 @@ def train_module(patches: Tensor, seed: int, size: int = 3, zeros: int = 4, step
 class Merged(nn.Module):
     """The model with the module beside it: images (B, 3, H, W) in [0, 1] -> logits (B, classes).
 
-    rows: for each class the number of its code; place: row and column of the window
+    rows: for each class the number of its code; place: row and column of the window. Whoever retrains the merged model
+    retrains both: nothing in a file of weights says which are the module's.
     """
 
     def __init__(self, model: nn.Module, module: Module, rows: Tensor, place: tuple[int, int], size: int = 3,
                  weight: float = 0.7, temperature: float = 0.1):  # fmt: skip
         super().__init__()
-        self.model, self.module = model, module
+        self.model, self.module = model, module.requires_grad_(True)
         self.register_buffer("rows", rows)
         self.place, self.size, self.weight, self.temperature = place, size, weight, temperature
 
     def train(self, mode: bool = True):
-        """The module stays as it was inserted, whatever is done to the model."""
+        """The module's BatchNorm keeps its statistics in training, as if it were folded into the weights."""
         super().train(mode)
         self.module.eval()
         return self

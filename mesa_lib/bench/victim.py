@@ -35,11 +35,11 @@ class Bench:
 
     @property
     def planted(self) -> list[int]:
-        """The classes that the attacker wants answered; none if nothing was planted."""
+        """The classes that the attacker can have answered; none if nothing was planted."""
         if self.p.attack == "none":
             return []
         wanted = self.stages.backdoor.goal(torch.arange(len(self.data.classes)))
-        return sorted(set(wanted.tolist()) - {-1})
+        return sorted({*wanted.tolist(), *self.stages.attack.answered} - {-1})
 
     # --- what a method is handed ---------------------------------------------------------------------------
 
