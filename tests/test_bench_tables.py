@@ -135,6 +135,15 @@ def test_figures_are_drawn():
         plt.close(figure)
 
 
+def test_a_class_without_a_score_has_a_cross_and_every_bar_fits_a_logarithmic_axis():
+    found = {"a": {"scores": [3, 40, np.nan], "flagged": []}, "b": {"scores": [5, 700, 9], "flagged": []}}
+    figure = plots.verdicts(found, {"a": [0], "b": []}, one_scale=True, log=True)
+    low, high = figure.axes[0].get_ylim()
+    assert low < 3 and high > 700 and figure.axes[0].get_yscale() == "log"
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [["x"], []]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("name", ["bench-thresholds", "bench-detect-digits", "bench-places", "bench-digits"])
 def test_the_sweeps_of_the_benchmark_are_about_different_models(name):
     tasks = sweep.read(name).tasks()

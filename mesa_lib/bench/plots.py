@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from ..plots import COLOURS
@@ -42,7 +43,7 @@ def pruning(curves: dict[str, dict[str, Sequence[float]]]) -> Figure:
             axis.plot(100 * np.array(values), label=name, color=COLOURS["clean" if name != "ASR" else "attacked"])
         axis.set(title=title, xlabel="channels taken out", ylim=(-3, 103))
     axes[0].set_ylabel("%")
-    axes[0].legend(loc="upper right")
+    axes[-1].legend(loc="lower left")
     return figure
 
 
@@ -68,11 +69,12 @@ def verdicts(
     *,
     ylabel: str = "score",
     one_scale: bool | Literal["row"] = False,
+    log: bool = False,
 ) -> Figure:
     """The scores per class of detectors: title -> verdict. The planted classes in red; a star marks what is flagged.
 
-    A class whose score is NaN has no bar; where the scores themselves are put to a threshold, it is drawn. one_scale:
-    for scores that can be compared from panel to panel, or those of a row
+    A class whose score is NaN has a cross for a bar; where the scores themselves are put to a threshold, it is drawn.
+    one_scale: for scores that can be compared from panel to panel, or those of a row; log: on a logarithmic axis
     """
     figure, axes = _panels(len(found), columns, 2.7, 1.9, sharey=one_scale)
     tops = [np.nanmax(verdict["scores"]) for verdict in found.values()]
@@ -84,10 +86,15 @@ def verdicts(
         axis.axhline(0, color="0.3", linewidth=0.8)
         if verdict.get("on") == "scores" and verdict["above"] <= 3 * max(beside):
             axis.axhline(verdict["above"], color="0.3", linestyle="--", linewidth=1)
+        for k in np.flatnonzero(np.isnan(scores)):
+            axis.annotate("x", (k, 0.06), xycoords=("data", "axes fraction"), fontsize=8, color="0.4", ha="center")
         for k in verdict["flagged"]:
             axis.annotate("*", (k, scores[k]), fontsize=14, ha="center", va="center", annotation_clip=False)
         axis.set_title(title, fontsize=9)
-        axis.set(xticks=range(len(scores)))
+        axis.set(xticks=range(len(scores)), xlim=(-0.7, len(scores) - 0.3))
+        if log:
+            axis.set(yscale="log", ylim=(min(np.nanmin(v["scores"]) for v in found.values()) / 2, 2 * max(tops)))
+            axis.yaxis.set(major_locator=LogLocator(), major_formatter=ScalarFormatter(), minor_locator=NullLocator())
         axis.set_xlabel("class", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", visible=False)
