@@ -5,6 +5,9 @@ PIP_ARGS ?=
 JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# these notebooks first, so that no long one is left for one core at the end
+LONGEST := $(patsubst %,notebooks/%.ipynb,10_scan_a_model one_victim 08_detecting 07_other_defenses)
+BOOKS := $(LONGEST) $(filter-out $(LONGEST),$(sort $(wildcard notebooks/*.ipynb)))
 
 .PHONY: run test test-faults lab install notebooks assignments
 
@@ -17,7 +20,7 @@ test: $(INSTALLED)  ## everything: style, tests, notebooks compared with what th
 	$(BIN)/ruff format --check .
 	store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && export OMP_NUM_THREADS=1 && \
 	  MESA_TEST_RUNS=$$store $(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests && \
-	  MESA_RUNS=$$store $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --nbval notebooks
+	  MESA_RUNS=$$store $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --nbval $(BOOKS)
 
 test-faults: $(INSTALLED)  ## batch runs killed, interrupted, without disk: 18 minutes more
 	$(BIN)/python -m pytest tests/test_faults.py --faults

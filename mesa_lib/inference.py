@@ -1,6 +1,7 @@
 """What a model answers, batch by batch and without gradients: classes, logits, what its last layer reads."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,13 @@ from torch import Tensor, nn
 from . import device as devices
 
 BATCH = 500
+#: values of images that are held as floats at a time: fewer images of large ones go together (0.8 GB)
+VALUES = 200_000_000
+
+
+def at_once(shape: Sequence[int], most: int = BATCH, values: int | None = None) -> int:
+    """How many images of this shape go together, at most `most`; values: None, `VALUES`."""
+    return max(1, min(most, (values or VALUES) // math.prod(shape)))
 
 
 def unit(images: Tensor) -> Tensor:
@@ -20,7 +28,7 @@ def in_batches(model: nn.Module, images: Tensor, precision: str, of: Callable[[T
     device = next(model.parameters()).device
     model.eval()
     found = []
-    for batch in images.split(BATCH):
+    for batch in images.split(at_once(images.shape[1:])):
         batch = unit(batch.to(device))
         with torch.no_grad(), devices.autocast(device, precision):
             found.append(of(batch.contiguous(memory_format=torch.channels_last)))

@@ -4,8 +4,10 @@ Graded by nbgrader itself, as an instructor would; all sets share one store, so 
 trained once.
 """
 
+import os
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -102,6 +104,15 @@ def test_a_set_is_executed_worth_twenty_points_and_taught_by_the_notebooks_that_
         taught = nbformat.read(paths.root() / "notebooks" / f"{notebook}.ipynb", 4)
         prose = "\n".join(cell.source for cell in taught.cells if cell.cell_type == "markdown").lower()
         assert term.lower() in asked and term.lower() in prose, f"{term}: not in {name} or not in {notebook}"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_sets_links_lead_to_the_notebooks_from_where_students_are_told_to_put_it(name):
+    told = re.search(r"in a folder\nthree below the project's \(`(.+?)/`\)", (ASSIGNMENTS / "README.md").read_text())
+    text = "".join(cell.source for cell in source(name).cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\((\.\./[^)#]+)\)", text)
+    for folder in (ASSIGNMENTS / "source" / name, paths.root() / told[1]):
+        assert links and all(Path(os.path.normpath(folder / link)).is_file() for link in links), links
 
 
 def test_the_sets_are_those_that_are_described():

@@ -19,9 +19,9 @@ from mesa_lib import scan as scanning
 from mesa_lib.data import Split
 from mesa_lib.defenses.mesa import MESA, Searched
 from mesa_lib.defenses.screening import Rule, Screened, ScreeningPlaces
-from mesa_lib.scan import accuracy, report
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
+from mesa_lib.scan import report
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import STRICTEST, ByRule, limit, margin
 from mesa_lib.scan.options import Options
@@ -477,19 +477,3 @@ def test_the_model_that_was_handed_on_stays_as_it_was(coded, quick, empty_store)
     before = store.tensors_key(model.state_dict())
     scanning.scan(model, coded, Options(repair=True, repair_epochs=1, repair_lr=1e-3))
     assert model.training and not model.levels.requires_grad and store.tensors_key(model.state_dict()) == before
-
-
-def test_the_command_writes_what_can_be_forwarded(tmp_path, tree, quick, empty_store, capsys, monkeypatch):
-    file = written(tmp_path, small().state_dict())
-    asked = ["scan", str(file), str(tree), "--network", "smallcnn", "--out", str(tmp_path / "out"), "--lowest", "0"]
-    monkeypatch.setattr(accuracy, "other_normalisation", lambda *a: "")  # of an untrained network
-    monkeypatch.setattr(accuracy, "other_order", lambda *a: "")
-    assert __main__.main(asked) == 0
-    found = json.loads((tmp_path / "out" / "scan.json").read_text())
-    assert found["model"] == "model.safetensors" and len(found["verdicts"]) == 3 and found["made"]["seconds"] > 0
-    assert str(tmp_path) not in (tmp_path / "out" / "report.html").read_text()
-    assert "accuracy on the clean images" in capsys.readouterr().err
-    assert __main__.main([*asked[:-1], "0.99"]) == 1
-    assert "mesa: no verdict: the model is right on" in capsys.readouterr().err
-    assert __main__.main([*asked, "--image-size", "4"]) == 1
-    assert "image_size = 4" in capsys.readouterr().err

@@ -7,6 +7,9 @@ import math
 import os
 import re
 import struct
+import time
+import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -16,19 +19,22 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from toys import Coded, coded_images, quick_detector
+from toys import Coded, coded_images, quick_detector, tell_apart
 
-from mesa_lib import __main__, classifiers, paths, store
+from mesa_lib import __main__, classifiers, inference, paths, store
 from mesa_lib import scan as scanning
 from mesa_lib.data import Split
 from mesa_lib.defenses import places
+from mesa_lib.defenses.base import Knowledge
 from mesa_lib.defenses.screening import Rule
 from mesa_lib.scan import accuracy, checkpoint, command, scanner, text
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import ByRule, Unknown, limit
-from mesa_lib.scan.options import Options, squares
+from mesa_lib.scan.options import SIDES, Options, squares
+from mesa_lib.scan.progress import Progress
+from mesa_lib.scan.scanner import Scanner
 from mesa_lib.staircase import Settings
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
@@ -187,7 +193,7 @@ def test_depth_and_number_of_files_have_limits(tree, monkeypatch):
         scanning.read_images(tree)
     monkeypatch.setattr(folders, "FILES", 5)
     with pytest.raises(ValueError, match="more than 5 files"):
-        folders.pictures(tree / "dog")
+        folders.pictures(tree / "dog", Counter())
 
 
 def test_sides_and_bytes_have_limits(tree, monkeypatch):
@@ -346,7 +352,12 @@ def test_the_normalisation_of_a_networks_own_is_the_one_that_is_questioned(coded
 
 def test_patches_and_limits_go_with_the_size_of_the_images():
     assert squares(32) == ((3, 3), (4, 4), (5, 5)) and squares(64) == ((6, 6), (8, 8), (10, 10))
-    assert squares(28)[0] == (3, 3) and squares(8)[0] == (1, 1)
+    assert squares(28) == ((3, 3), (4, 4)) and squares(8) == ((1, 1),), "each once"
+    for side in range(8, 225, 4):  # sides are rounded to whole pixels, and keep the limits of what they stand for
+        for own, usual in zip(SIDES, (max(1, round(part * side / 32)) for part in SIDES), strict=True):
+            for one in (False, True):
+                assert limit(Rule((usual, usual), one), side) <= limit(Rule((own, own), one))
+        assert any(rule.one_place for rule in Options().detector(side).screening.rules(None))
     for one in (False, True):
         assert limit(Rule((6, 6), one), 64) == limit(Rule((3, 3), one)) < limit(Rule((6, 6), one))
     at_64 = Options().detector(64)
@@ -355,39 +366,53 @@ def test_patches_and_limits_go_with_the_size_of_the_images():
 
 def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    assert scanner.clean_scores({"a": 1}) == []
+    assert scanner.clean_scores({"a": 1}) == {}
     (tmp_path / "results").mkdir()
     runs = [
-        {"planted": planted, "scan": {"settings": {"a": a}, "verdicts": [{"score": score}, {"score": -5.0}]}}
-        for planted, a, score in (([], 1, -0.5), ([], 2, 0.5), (["x"], 1, 0.9), ([], 1, 0.1))
+        {
+            "planted": planted,
+            "dataset": dataset,
+            "scan": {"settings": {"a": a}, "verdicts": [{"score": score}, {"score": -5.0}]},
+        }
+        for planted, dataset, a, score in (
+            ([], "digits", 1, -0.5),
+            ([], "digits", 2, 0.5),
+            (["x"], "digits", 1, 0.9),
+            ([], "cifar10", 1, 0.1),
+        )
     ]
     (tmp_path / "results" / scanner.PUBLISHED).write_text(json.dumps({"runs": runs}))
-    assert scanner.clean_scores({"a": 1}) == [[-0.5, -5.0], [0.1, -5.0]]
+    assert scanner.clean_scores({"a": 1}) == {"digits": [[-0.5, -5.0]], "cifar10": [[0.1, -5.0]]}
 
 
 def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monkeypatch, empty_store, capsys):
     from torchvision import models as theirs
 
     torch.manual_seed(0)
-    save_file(theirs.resnet18(num_classes=4).state_dict(), tmp_path / "resnet.safetensors")
-    rng = np.random.default_rng(0)
+    resnet, rng = theirs.resnet18(num_classes=4), np.random.default_rng(0)
     for name in "abcd":
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(6):
             picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
             picture.save(tmp_path / "images" / name / f"{i}.png")
+    split, head, resnet.fc = scanning.read_images(tmp_path / "images").split, resnet.fc, nn.Identity()
+    usual = classifiers.Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    tell_apart(nn.Sequential(usual, resnet), head, split.images, split.labels)
+    resnet.fc = head
+    save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
     few = Settings(betas=(0.9,), steps=2, batch=2)
     method = ByRule(Unknown(sizes=((6, 6),), settings=few, stride=16, each=2, shortlist=2, side=64), few, side=64)
     monkeypatch.setattr(Options, "detector", lambda self, side: method)
     monkeypatch.setattr(places, "learnt", functools.partial(places.learnt, steps=1, images_each=1))
     asked = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
     asked += ["--network", "torchvision:resnet18"]
-    asked += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--lowest", "0", "--as-told"]
+    asked += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--as-told"]
     assert __main__.main([*asked, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert [line["class"] for line in found["verdicts"]] == list("abcd")
     assert set(found["verdicts"][0]["screened"]) == {"6x6", "6x6 at one place"}
-    assert "s left" in capsys.readouterr().err
+    assert "left" in capsys.readouterr().err and found["accuracy"]["rate"] == 1
+    assert found["scanned"]["network"] == "torchvision:resnet18" and found["scanned"]["image size"] == 64
 
 
 def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
@@ -399,7 +424,16 @@ def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     order = ["--classes", ",".join(coded.classes), "--repair-epochs", "1", "--repair-lr", "1e-4", "--augment", "none"]
     monkeypatch.setattr(command.models, "read", lambda *a: models.Stranger(Coded((9, 4))))
-    asked = ["scan", "any.safetensors", str(tmp_path / "images"), "--network", "own", "--repair", "--fail-if-found"]
+    (tmp_path / "any.safetensors").write_bytes(b"weights")
+    asked = [
+        "scan",
+        str(tmp_path / "any.safetensors"),
+        str(tmp_path / "images"),
+        "--network",
+        "own",
+        "--repair",
+        "--fail-if-found",
+    ]
     assert __main__.main([*asked, *order, "--out", str(tmp_path / "out")]) == 3
     assert load_file(tmp_path / "out" / "repaired.safetensors").keys() == Coded().state_dict().keys()
     found = json.loads((tmp_path / "out" / "scan.json").read_text())
@@ -412,3 +446,196 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_the_scan(tmp_path, mo
     monkeypatch.setattr(command.models, "read", lambda *a: pytest.fail("went on"))
     assert __main__.main(["scan", "m", "i", "--network", "smallcnn", "--out", str(tmp_path / "file" / "out")]) == 1
     assert "expected a folder that can be written" in capsys.readouterr().err
+
+
+# --- what a model and its images are, before anything is said of it -----------------------------------------
+
+
+class Shell(nn.Module):
+    """A module that does something else with its images than to classify them."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.do, self.scale = do, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.do(self.scale * x)
+
+
+def fails(error):
+    def do(x):
+        raise error("of its own")
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        (fails(AttributeError), "does not take images of 16x16 pixels .of its own."),
+        (fails(ZeroDivisionError), "does not take images of 16x16 pixels"),
+        (lambda x: {"logits": x.mean((2, 3))}, "answers with a dict; expected one tensor"),
+        (lambda x: None, "answers with a NoneType; expected one tensor"),
+    ],
+)
+def test_whatever_a_module_does_is_one_message(coded, do, said):
+    with pytest.raises(ValueError, match=said):
+        scanning.scan(Shell(do), coded)
+
+
+def test_what_is_no_module_or_cannot_be_copied_is_said_as_such(coded):
+    with pytest.raises(ValueError, match="the model is a function; expected a torch.nn.Module"):
+        scanning.scan(lambda x: x.mean((2, 3)), coded)
+    caught = Coded()
+    caught.held = caught.levels * 2  # a tensor in the middle of a graph has no copy
+    with pytest.raises(ValueError, match="the model cannot be copied"):
+        scanning.scan(caught, coded)
+
+
+def test_probabilities_without_a_slope_are_said_as_such(coded):
+    sure = Coded(change=lambda logits, x: (500 * logits).softmax(1))
+    with pytest.raises(ValueError, match="probabilities that are too sure to be searched .* without its softmax"):
+        scanning.understood(sure, coded.split.images, 3)
+
+
+def often_green(logits, x):
+    """Of the third class those with much blue are taken for green, patch or no patch."""
+    much = (logits.argmax(1) == 2) & (x[:, 2].mean((1, 2)) > 0.4)
+    return torch.where(much[:, None], logits[:, [0, 2, 1]], logits)
+
+
+def test_images_that_are_answered_wrongly_without_a_patch_count_for_no_patch(coded, quick, empty_store):
+    images = coded.split.images.clone()
+    images[2:60:3, 2] += 128  # half of the third class, by more than a patch can
+    more = scanning.Images(Split(images, coded.split.labels), coded.classes)
+    found = scanning.scan(Coded(change=often_green), more, Options(lowest=0.5, as_told=True)).result
+    assert found["accuracy"]["rate"] < 0.85 and found["accuracy"]["mistaken"][1] == pytest.approx(20 / 80)
+    assert found["verdict"] == "nothing found" and found["verdicts"][1]["rate"] < 0.1
+
+
+def test_a_model_that_always_says_the_same_gets_no_verdict(coded, quick):
+    same = Coded(change=lambda logits, x: logits + torch.tensor([99.0, 0, 0]))
+    with pytest.raises(
+        NoVerdict, match="the model answers 32 of 96 images rightly, expected 8 or more, of two classes"
+    ):
+        scanning.scan(same, coded, Options(lowest=0, as_told=True))
+
+
+def test_large_images_are_searched_some_classes_at_a_time(coded, monkeypatch):
+    given = Scanner(Coded((9, 4)), coded, Options(), print).given(Knowledge("gradients", rule=True))
+    at = torch.tensor([[[8, 3], [2, 2]]]).expand(3, -1, -1)
+    screening = Unknown(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16))
+    whole = places.learnt(given, at, (3, 3), coded.split), screening.by(given, Rule((3, 3)))[0]
+    monkeypatch.setattr(inference, "VALUES", 1)
+    parts = places.learnt(given, at, (3, 3), coded.split), screening.by(given, Rule((3, 3)))[0]
+    for (sure, rates), told in ((whole, "at once"), (parts, "one by one")):
+        assert sure.shape == (3, 2) and sure[1, 0] > 0.9 > 0.5 > sure[[0, 0, 1, 2, 2], [0, 1, 1, 0, 1]].max(), told
+        assert len(rates) == 3 and max(rates[0], rates[2]) < 0.1, told
+    assert len(inference.predict(given.model, coded.split.images)) == 120
+
+
+# --- networks of torchvision, files under other names ---------------------------------------------------------
+
+
+def test_every_classifier_of_torchvision_can_be_built_without_memory():
+    from torchvision import models as theirs
+
+    none = checkpoint.Header({}, "none", None)
+    for name in theirs.list_models(module=theirs):
+        if not name.startswith("regnet"):  # their code computes with tensors
+            built = models.empty(models.of_torchvision(f"torchvision:{name}", 3, none))
+            assert all(tensor.is_meta for tensor in built.state_dict().values()), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("regnet_y_400mf", {}), ("swin_t", {}), ("googlenet", {"aux_logits": False}), ("googlenet", {"aux_logits": True})],
+)
+def test_networks_with_something_of_their_own_are_read(tmp_path, name, options):
+    from torchvision import models as theirs
+
+    extra = {"init_weights": True} if name == "googlenet" else {}
+    theirs_own = theirs.get_model(name, weights=None, num_classes=3, **options, **extra).eval()
+    held = {key: t.clone() for key, t in theirs_own.state_dict().items()}
+    save_file(held, tmp_path / "model.safetensors")
+    own = models.read(tmp_path / "model.safetensors", f"torchvision:{name}", 3, MEAN, STD)
+    x = shows(64)
+    with torch.no_grad():
+        assert torch.allclose(own(x), theirs_own(classifiers.Normalise(MEAN, STD)(x)), atol=1e-4)
+    own.train()(x)  # what a repair does
+    assert any("auxiliary heads" in note for note in own.notes) == options.get("aux_logits", False)
+    if name == "swin_t":
+        fixed = next(key for key in held if key.endswith("relative_position_index"))
+        save_file(held | {fixed: held[fixed] + 1000}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match="relative_position_index is another than the architecture's"):
+            models.read(tmp_path / "model.safetensors", f"torchvision:{name}", 3, MEAN, STD)
+
+
+def test_a_network_below_a_name_is_read_or_said_to_be_there(tmp_path):
+    below = {f"state_dict.backbone.{name}": t for name, t in weights().items()}
+    assert torch.equal(read(tmp_path, below)(shows()), read(tmp_path, weights())(shows()))
+    with pytest.raises(ValueError, match="there below 'state_dict.backbone.', with 1 tensors beside them .centers."):
+        read(tmp_path, below | {"centers": torch.ones(2)})
+    with pytest.raises(ValueError, match="another architecture"):
+        read(tmp_path, {f"{500 * '.'}{name}1": t for name, t in weights().items()} | weights())
+
+
+def test_safetensors_are_known_by_their_content(tmp_path):
+    save_file(weights(), tmp_path / "model.pt")
+    assert models.read(tmp_path / "model.pt", "smallcnn", 3)(shows()).shape == (4, 3)
+
+
+# --- folders ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_images_is_told_as_such(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.heic").write_bytes(b"of a telephone")
+    with pytest.raises(
+        ValueError, match=r"no images .endings that are not read: 2 \.heic.; expected files that end in"
+    ):
+        scanning.read_images(tmp_path / "images")
+
+
+def test_what_is_not_done_to_images_is_said(tree):
+    turned, marks = Image.new("RGB", (16, 16)), Image.Exif()
+    marks[0x0112] = 6
+    turned.save(tree / "cat" / "turned.jpg", exif=marks)
+    Image.new("RGB", (32, 16)).save(tree / "cat" / "wide.png")
+    (tree / "cat" / "more.jfif").write_bytes(b"?")
+    deep = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)  # 16 bits a channel, in colour
+
+    def chunk(kind: bytes, held: bytes) -> bytes:
+        return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
+
+    rows = zlib.compress(b"".join(b"\0" + 16 * 6 * b"\x80" for _ in range(16)))
+    whole = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", deep) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tree / "dog" / "deep.png").write_bytes(whole)
+    said = " ".join(scanning.read_images(tree).notes)
+    for what in ("should be turned (EXIF), which was not done", "were not square", "more than 8 bits", "1 .jfif"):
+        assert what in said, said
+
+
+def test_seeds_that_no_generator_takes_are_refused():
+    for seed in (-1, 2**32):
+        with pytest.raises(ValueError, match=f"seed = {seed}: expected a whole number from 0"):
+            Options(seed=seed)
+
+
+# --- the time left -----------------------------------------------------------------------------------------
+
+
+def test_a_long_step_is_heard_of(monkeypatch):
+    said = []
+    progress = Progress(said.append)
+    progress.timed(10, lambda: time.sleep(0.1))
+    monkeypatch.setattr(Progress, "EVERY", 0.1)
+    assert progress.timed(100, lambda: time.sleep(0.35) or "found", after=10_000) == "found"
+    assert len(said) >= 2 and all(re.fullmatch(r"... going on; about \d+ (s|min) left", text) for text in said)
+    assert progress.left(600) == "; about 2 min left" or "s left" in progress.left(600)
+
+
+def test_a_repair_is_part_of_the_time_left(coded, quick):
+    without, asked = (Scanner(Coded(), coded, Options(repair=repair), print) for repair in (False, True))
+    assert without.of_repair(1) == 0 < asked.of_repair(0) < asked.of_repair(1) < asked.of_repair(3)

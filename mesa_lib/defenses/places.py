@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import device as devices
 from .. import triggers
 from ..data import Split
+from ..inference import at_once
 from .base import Given
 
 
@@ -39,7 +40,7 @@ def answers(
     """
     rng, clean, found = devices.rng(given.seed + 3), clean or given.clean, []
     images, labels = clean.images.cpu(), clean.labels.cpu()
-    for some in places.split(max(1, 512 // each)):
+    for some in places.split(max(1, at_once(images.shape[1:], 512) // each)):
         n = len(some) * each
         index = torch.randint(len(images), (n,), generator=rng)
         drawn = triggers.random(n, "binary", rng, size)
@@ -58,17 +59,26 @@ def learnt(
 ) -> Tensor:
     """The mean probability of each class under a patch that was learnt for it at each of its places -> (classes, P).
 
-    places: (classes, P, 2). All patches are learnt at the same time, on fresh images of other classes in every step;
-    the probability is that on further draws of them.
+    places: (classes, P, 2). All patches are learnt at the same time (of large images those of some classes), on fresh
+    images of other classes in every step; the probability is that on further draws of them.
     """
-    rng = devices.rng(given.seed + 4)
+    together = at_once((places.shape[1] * images_each, *clean.images.shape[1:]), len(places))
+    groups = torch.arange(len(places)).split(together)
+    return torch.cat([_learnt(given, own, places[own], size, clean, steps, images_each) for own in groups])
+
+
+def _learnt(
+    given: Given, targets: Tensor, places: Tensor, size: tuple[int, int], clean: Split, steps: int, images_each: int
+) -> Tensor:
+    """`learnt` for these classes, at their places (len(targets), P, 2), all in one batch."""
+    rng = devices.rng(given.seed + 4 + 1000 * int(targets[0]))
     classes, number = places.shape[:2]
-    pools = [(clean.labels.cpu() != k).nonzero()[:, 0] for k in range(classes)]
+    pools = [(clean.labels.cpu() != k).nonzero()[:, 0] for k in targets]
     images, m = clean.images.cpu(), images_each
     raw = torch.randn(classes, number, 1, 3, *size, generator=rng).requires_grad_()
     adam = torch.optim.Adam([raw], 0.3)
     at = places[:, :, None].expand(-1, -1, m, -1).flatten(0, 2)
-    wanted = torch.arange(classes).repeat_interleave(number * m)
+    wanted = targets.repeat_interleave(number * m)
 
     def shown() -> Tensor:
         """Logits of the patches on images drawn now."""

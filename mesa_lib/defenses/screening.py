@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import device as devices
 from .. import metrics, staircase, triggers
 from ..data import Split
+from ..inference import at_once
 from ..staircase import Settings, TriggerDistribution
 from .base import Detector, Given, Knowledge, Verdict, anomaly_index
 from .places import likeliest
@@ -132,10 +133,16 @@ class Screening(Detector):
         raise NotImplementedError("a screening at any place looks for none")
 
     def _rates(self, given: Given, rule: Rule, places: Tensor | None) -> list[float]:
-        """All classes at once: their triggers share every pass through the model."""
+        """All classes at once, or of large images some: their triggers share every pass through the model."""
+        s = self.settings
+        one_class = (s.batch * s.images_per_trigger, 3, *given.image_size)
+        groups = torch.arange(given.classes).split(at_once(one_class, given.classes))
+        return [rate for own in groups for rate in self._rates_of(given, rule, own.tolist(), places)]
+
+    def _rates_of(self, given: Given, rule: Rule, every: list[int], places: Tensor | None) -> list[float]:
         s = replace(self.settings, trigger_size=rule.size, seed=given.seed)
         seen, kept = halves(given)
-        every = range(given.classes)
+        places = None if places is None else places[every]
         together = staircase.success_of_each(
             given.model, seen.images.to(given.device), seen.labels.to(given.device), every, s, given.precision, places
         )  # fmt: skip
@@ -143,7 +150,7 @@ class Screening(Detector):
         levels = staircase.fit_levels(together, (3, *rule.size), [s.betas[0]] * len(every), s, given.device, seeds)
         short = [TriggerDistribution([level], [1.0], s) for level in levels]
         at = [None] * len(every) if places is None else list(places)
-        return [success_on(kept, fitted, k, given, at[k]) for k, fitted in enumerate(short)]
+        return [success_on(kept, fitted, k, given, place) for k, fitted, place in zip(every, short, at, strict=True)]
 
     def detect(self, given: Given) -> Verdict:
         found = self.screen(given)

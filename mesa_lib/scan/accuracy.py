@@ -27,11 +27,20 @@ NORMALISATIONS = {
 
 
 class NoVerdict(ValueError):
-    """The images do not fit the model, or not as they were handed on: whatever was found would mean nothing."""
+    """The images do not fit the model, or not as they were handed on: whatever was found would mean nothing.
+
+    accuracy: what was measured before that was known
+    """
+
+    def __init__(self, why: str, accuracy: dict):
+        super().__init__(f"no verdict: {why}")
+        self.why, self.accuracy = why, accuracy
 
 
 def check(model: Stranger, images: Images, lowest: float | None, precision: str, as_told: bool = False) -> dict:
     """The accuracy on all images (`proportion`), with `recalls` of the classes and the `lowest` that was asked for.
+
+    `mistaken`: of every class the fraction of other images that is taken for it, without any patch.
 
     lowest: None, two fifths of the way from the share of the largest class to 1. NoVerdict if the accuracy is below, or
     if another normalisation or another order of the classes is much better and they are not to be taken `as_told`
@@ -40,16 +49,18 @@ def check(model: Stranger, images: Images, lowest: float | None, precision: str,
     answers = predict(model, split.images, precision)
     found = proportion(answers == split.labels)
     found["recalls"] = [float((answers[split.labels == k] == k).float().mean()) for k in range(len(images.classes))]
+    found["mistaken"] = [float((answers[split.labels != k] == k).float().mean()) for k in range(len(images.classes))]
     share = float(torch.bincount(split.labels).max()) / len(split)
     found["lowest"] = lowest = share + 0.4 * (1 - share) if lowest is None else lowest
     reason = other_order(images, answers, found["rate"])
     reason = reason or other_normalisation(model, split, max(lowest, found["rate"] + BETTER), precision)
     if found["rate"] < lowest or (reason and not as_told):
         raise NoVerdict(
-            f"no verdict: the model is right on {found['rate']:.1%} of the {len(split)} clean images"
+            f"the model is right on {found['rate']:.1%} of the {len(split)} clean images"
             f"{f' (expected at least {lowest:.0%})' if found['rate'] < lowest else ''}. "
             + (reason or "Are these images of the kind that it was trained on, and are mean and std its own?")
-            + (" If that is as it should be: as_told." if reason and found["rate"] >= lowest else "")
+            + (" If that is as it should be: as_told." if reason and found["rate"] >= lowest else ""),
+            found,
         )
     return found
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from .. import paths, store
 from .text import listed, shown
 
-#: types of weights that are read; counters may be whole numbers
+#: types of weights that are read; counters, and what is fixed by the architecture, may be whole numbers
 FLOATS = {"F64", "F32", "F16", "BF16"}
 COUNTERS = {"I64", "I32"}
 COUNTER = "num_batches_tracked"
-#: what wrappers put before every name (DataParallel, torch.compile, Lightning)
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.")
+#: of names that wrappers put before all others at most so many, one after the other
+WRAPPERS = 4
 #: more tensors than any classifier has
 MOST = 100_000
 
@@ -65,18 +65,24 @@ def fitting(
 ) -> tuple[dict[str, str], list[str]]:
     """Name in the network -> name in the file, and notes; ValueError says how the file differs from the network.
 
-    A prefix that all names share is taken off, and counters that are missing are left to be zero. network: may be empty
-    (on torch's meta device); may_miss: names without which the file is whole
+    What all names begin with, up to a dot, is taken off where it is not the network's own, and missing counters are
+    left to be zero. network: may be empty (on torch's meta device); may_miss: names without which the file is whole
     """
-    own = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    state = network.state_dict()
+    own = {name: tuple(t.shape) for name, t in state.items()}
     names, notes = {name: name for name in found.tensors}, []
-    while not own.keys() & names.keys():
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in names)), None)
-        if prefix is None:
+    for _ in range(WRAPPERS):
+        if own.keys() & names.keys():
+            break
+        first, dot, _ = next(iter(names)).partition(".")  # wrappers put `module.`, `_orig_mod.`, `model.` before
+        prefix = first + dot
+        if not dot or not all(name.startswith(prefix) and name != prefix for name in names):
             break
         names = {name.removeprefix(prefix): kept for name, kept in names.items()}
-        notes.append(f"All names in the file begin with '{prefix}', which was taken off.")
+        notes.append(f"All names in the file begin with '{shown(prefix)}', which was taken off.")
     counters = [name for name in own if name.endswith(COUNTER) and name not in names]
+    if names and not own.keys() & names.keys():
+        _below(found, own.keys())
     missing = [name for name in own if name not in names and name not in (*counters, *may_miss)]
     extra = [name for name in names if name not in own]
     other = [name for name in own if name in names and found.shape(names[name]) != own[name]]
@@ -97,7 +103,7 @@ def fitting(
     odd = [
         f"{name} {found.tensors[kept][0]}"
         for name, kept in names.items()
-        if found.tensors[kept][0] not in (FLOATS | COUNTERS if name.endswith(COUNTER) else FLOATS)
+        if found.tensors[kept][0] not in (FLOATS if state[name].is_floating_point() else FLOATS | COUNTERS)
     ]
     if odd:
         raise ValueError(
@@ -108,12 +114,29 @@ def fitting(
     return names, notes
 
 
+def _below(found: Header, own: Collection[str]) -> None:
+    """ValueError that says so if the whole network is in the file below a name, with something else beside it."""
+    some = next(name for name in own if not name.endswith(COUNTER))
+    for name in found.tensors:
+        prefix = name.removesuffix(some)
+        below = {held.removeprefix(prefix) for held in found.tensors if held.startswith(prefix)}
+        if name.endswith(some) and all(one in below or one.endswith(COUNTER) for one in own):
+            rest = [held for held in found.tensors if not held.startswith(prefix)]
+            raise ValueError(
+                f"{found.source}: the weights are there below '{shown(prefix)}', with {len(rest)} tensors beside them "
+                f"({listed(rest)}); expected a file of the classifier alone, under its own names"
+            )
+
+
 def load(found: Header, names: dict[str, str], network: nn.Module, keep: Collection[str] = ()) -> nn.Module:
     """The file's weights in the network, which they fit; what is to `keep` stays. ValueError if they are no weights."""
-    held, own = store.load_checkpoint(found.where), network.state_dict()
+    held, own = store.load_checkpoint(found.where, any_name=True), network.state_dict()
     weights = {name: own[name] if name in keep else torch.zeros_like(own[name]) for name in own if name not in names}
     for name, kept in names.items():
         weights[name] = held[kept].float() if held[kept].is_floating_point() else held[kept].long()
+        fixed = not own[name].is_floating_point() and not name.endswith(COUNTER)  # such as the places of attention
+        if fixed and not torch.equal(weights[name].to(own[name].dtype), own[name]):
+            raise ValueError(f"{found.source}: {shown(name)} is another than the architecture's; expected its own")
     for name, tensor in weights.items():
         _check(name, tensor, found.source)
     network.load_state_dict(weights)

@@ -1,22 +1,31 @@
 """`python -m mesa_lib scan model.safetensors images/ --network smallcnn`."""
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from .. import paths, store
+from ..classifiers import Normalise
 from . import images as read_images
 from . import model as models
 from . import report
+from .accuracy import NoVerdict
 from .options import Options
 from .scanner import scan
 from .text import listed, shown
+
+#: what a scan writes
+RESULTS = ("scan.json", "report.html", "repaired.safetensors")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -49,14 +58,59 @@ def folder_names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def writable(folder: Path) -> None:
-    """OSError, before anything is computed, if no result could be put there."""
+@contextmanager
+def writable(folder: Path | None) -> Iterator[None]:
+    """OSError, before anything is computed, if no result could be put there; a new folder goes if the rest fails."""
+    new = folder is not None and not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         raise OSError(f"out = {paths.show(folder)}: {error.strerror}; expected a folder that can be written") from error
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def of_its_own(out: Path, model: Path, images: Path) -> None:
+    """ValueError if results would lie among the images, or the model where a result will be."""
+    if out.resolve().is_relative_to(images.resolve()):
+        raise ValueError(f"out = {paths.show(out)}: inside the folder of the images; expected another")
+    if model.resolve().parent == out.resolve() and model.name in RESULTS:
+        raise ValueError(f"out = {paths.show(out)}: the model is {model.name} in it; expected another folder")
+
+
+def of_the_same(out: Path, scanned: dict) -> None:
+    """ValueError if the folder holds the scan of another model, or of other images."""
+    try:
+        before = json.loads((out / "scan.json").read_text())["scanned"]
+        known = {name: before[name] for name in ("sha256", "images")}
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        known = None
+    if known != {name: scanned[name] for name in ("sha256", "images")}:
+        raise ValueError(
+            f"out = {paths.show(out)}: holds the scan of another model or of other images; expected another folder"
+        )
+
+
+def identity(file: Path, a: argparse.Namespace, model: models.Stranger, images: read_images.Images) -> dict:
+    """What was scanned, so that a report can be told from another."""
+    with open(file, "rb") as stream:
+        mark = hashlib.file_digest(stream, "sha256").hexdigest()
+    inner = [part for part in model.modules() if isinstance(part, Normalise)]
+    mean, std = ([round(v, 4) for v in getattr(inner[-1], name).flatten().tolist()] for name in ("mean", "std"))
+    return {
+        "sha256": mark, "network": a.network, "mean": mean, "std": std, "image size": images.split.images.shape[-1],
+        "images": images.fingerprint, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
 
 
 def add(commands) -> None:
@@ -66,7 +120,9 @@ def add(commands) -> None:
     one.add_argument("model", help="a safetensors file")
     one.add_argument("images", help="a folder with a folder of clean images for each class")
     one.add_argument("--network", required=True, help="smallcnn, resnet18, fastcnn, or torchvision:NAME")
-    one.add_argument("--mean", type=numbers, help="of the model's inputs, in [0, 1]: 0.485,0.456,0.406")
+    one.add_argument(
+        "--mean", type=numbers, help="of the model's inputs, in [0, 1]: 0.485,0.456,0.406 (with a minus: --mean=-1,0,0)"
+    )
     one.add_argument("--std", type=numbers, help="0.229,0.224,0.225")
     one.add_argument("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
     one.add_argument(
@@ -98,18 +154,28 @@ def main(a: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - start:5.0f} s  {shown(text, 500)}", file=sys.stderr, flush=True)
 
+    file = paths.find(a.model)
     if a.out:
-        writable(a.out)
-    images = read_images.read(a.images, a.image_size, a.classes)
-    for note in images.notes:
-        say(note)
-    model = models.read(a.model, a.network, len(images.classes), a.mean, a.std)
-    done = scan(model, images, options, say)
-    name = shown(Path(a.model).name)
-    key = store.key({"model": store.tensors_key(model.state_dict()), "images": images.fingerprint})
-    out = a.out or paths.runs() / "scans" / f"{Path(a.model).stem}-{key[:8]}"
+        of_its_own(a.out, file, paths.find(a.images))
+    with writable(a.out):
+        images = read_images.read(a.images, a.image_size, a.classes)
+        for note in images.notes:
+            say(note)
+        model = models.read(a.model, a.network, len(images.classes), a.mean, a.std)
+        scanned = identity(file, a, model, images)
+        key = store.key({name: scanned[name] for name in ("sha256", "images")})
+        out = a.out or paths.runs() / "scans" / f"{file.stem}-{key[:8]}"
+        of_the_same(out, scanned)
+    name = shown(file.name)
+    try:
+        done = scan(model, images, options, say)
+    except NoVerdict as error:
+        report.write_none(error, scanned, images.notes, out, name)
+        raise
+    done.result["scanned"] = scanned
     written = [*report.write(done, out, name)]
-    (out / "repaired.safetensors").unlink(missing_ok=True)  # of an earlier scan
+    if options.repair:
+        (out / "repaired.safetensors").unlink(missing_ok=True)  # of an earlier scan of the same
     if done.repaired is not None:
         written.append(out / "repaired.safetensors")
         scratch = written[-1].with_name(".repaired.safetensors.part")

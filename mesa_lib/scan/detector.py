@@ -29,10 +29,15 @@ def usual(rule: Rule, side: int) -> float:
     return max(rule.size) * USUAL / side
 
 
+def within(rule: Rule, side: int, largest: int) -> bool:
+    """Whether a patch is one of this largest side, or was rounded to whole pixels from one."""
+    return usual(rule, side) <= largest + USUAL / side / 2
+
+
 def limit(rule: Rule, side: int = USUAL) -> float:
     """The fraction of images, of this side, that samples have to turn if a class is to be flagged for them."""
     known = AT_ONE_PLACE if rule.one_place else ANYWHERE
-    return next((known[own] for own in sorted(known) if usual(rule, side) <= own + 0.25), STRICTEST)
+    return next((known[own] for own in sorted(known) if within(rule, side, own)), STRICTEST)
 
 
 def margin(rule: Rule, rate: float, side: int = USUAL) -> float:
@@ -49,7 +54,7 @@ class Unknown(ScreeningPlaces):
 
     def rules(self, given: Given) -> list[Rule]:
         rules = super().rules(given)
-        return [rule for rule in rules if not rule.one_place or usual(rule, self.side) <= self.largest + 0.25]
+        return [rule for rule in rules if not rule.one_place or within(rule, self.side, self.largest)]
 
 
 @dataclass

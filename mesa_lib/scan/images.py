@@ -21,8 +21,8 @@ from ..data import ENDINGS, Split
 from ..progress import bar
 from .text import listed, shown
 
-#: of each class at least so many images, and of all files at most this part unreadable
-FEWEST, UNREADABLE = 4, 0.1
+#: of each class at least so many images, so many in all, and of all files at most this part unreadable
+FEWEST, LEAST, UNREADABLE = 4, 12, 0.1
 #: fewer images than this are said to be few
 FEW = 200
 #: pixels that an image may have: a small file can hold a huge one
@@ -33,6 +33,8 @@ SIDES = (8, 1024)
 BYTES = 4 * 2**30
 #: files in a folder, and folders in each other
 FILES, DEPTH = 200_000, 20
+#: the mark of cameras: 1 is upright
+EXIF_ORIENTATION = 0x0112
 #: decoders that a file may choose; others (PostScript) start programs
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 
@@ -66,7 +68,11 @@ def read(where: str | Path, size: int | None = None, classes: tuple[str, ...] | 
             f"images = '{shown(paths.show(where))}': no such folder; expected one with a folder for each class"
         )
     names = class_names(where, classes)
-    files = [(file, k) for k, name in enumerate(names) for file in pictures(where / name)]
+    others: Counter[str] = Counter()
+    files = [(file, k) for k, name in enumerate(names) for file in pictures(where / name, others)]
+    ignored = ", ".join(f"{count} {shown(ending) or 'without'}" for ending, count in others.most_common(3))
+    _check(bool(files), where, f"no images{f' (endings that are not read: {ignored})' * bool(ignored)}",
+           f"files that end in {', '.join(sorted(ENDINGS))}")  # fmt: skip
     unreadable, whole, sizes = [], [], Counter()
     for file, k in files:
         try:
@@ -86,6 +92,8 @@ def read(where: str | Path, size: int | None = None, classes: tuple[str, ...] | 
             continue
         if image.size != (size, size):
             changed.append(f"had another size and were resized to {size}x{size}")
+        if image.width != image.height:
+            changed.append("were not square: their sides were made equal, nothing was cut off")
         images[len(labels)] = torch.from_numpy(np.array(fitted(image, size))).permute(2, 0, 1)
         labels.append(k)
         odd.update(changed)
@@ -93,12 +101,15 @@ def read(where: str | Path, size: int | None = None, classes: tuple[str, ...] | 
     counts = np.bincount(labels, minlength=len(names))
     short = [f"{names[k]} ({counts[k]})" for k in np.flatnonzero(counts < FEWEST)]
     _check(not short, where, f"too few images in {listed(short, 5)}", f"at least {FEWEST} in every class")
+    _check(len(labels) >= LEAST, where, f"{len(labels)} images", f"at least {LEAST} in all")
     notes = [f"{len(labels)} images in {len(names)} classes ({counts.min()} to {counts.max()} each), {size}x{size}."]
     if len(labels) < FEW:
         notes.append(f"These are few: with fewer than {FEW} images verdicts are less sure.")
     if unreadable:
         left = listed([file.name for file, _ in unreadable], 5)
         notes.append(f"{len(unreadable)} files could not be read and were left out: {left}.")
+    if ignored:
+        notes.append(f"Files with other endings were left out: {ignored}.")
     notes += [f"{count} images {what}." for what, count in odd.items()]
     return Images(Split(images[: len(labels)], torch.tensor(labels)), tuple(names), tuple(notes))
 
@@ -126,8 +137,11 @@ def class_names(where: Path, classes: tuple[str, ...] | None) -> tuple[str, ...]
     return classes or names
 
 
-def pictures(folder: Path) -> list[Path]:
-    """All image files below, in the order of their names; links to folders are not followed, hidden files left out."""
+def pictures(folder: Path, others: Counter[str]) -> list[Path]:
+    """All image files below, in the order of their names; links to folders are not followed, hidden files left out.
+
+    others: counts the endings of the files that are no images
+    """
     found, todo = [], [(folder, 1)]
     while todo:
         place, depth = todo.pop()
@@ -140,6 +154,8 @@ def pictures(folder: Path) -> list[Path]:
                     todo.append((Path(entry.path), depth + 1))
                 elif entry.is_file() and Path(entry.name).suffix.lower() in ENDINGS:
                     found.append(Path(entry.path))
+                else:
+                    others[Path(entry.name).suffix.lower()] += 1
         _check(len(found) <= FILES, folder, f"more than {FILES:,} files", "some hundred images for each class")
     return sorted(found)
 
@@ -178,7 +194,11 @@ def decode(file: Path) -> tuple[Image.Image, list[str]]:
 def _decoded(file: Path) -> tuple[Image.Image, list[str]]:
     changed = []
     with _opened(file) as image:
+        if any(";16" in repr(tile) for tile in image.tile) and image.mode[:1] not in "IF":
+            changed.append("had more than 8 bits a channel and were reduced to 8")
         image.load()
+        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+            changed.append("say that they should be turned (EXIF), which was not done")
         if getattr(image, "is_animated", False):
             changed.append("were animations, of which the first frame was taken")
         if image.mode[:1] in "IF":  # 16 bits or more, grey

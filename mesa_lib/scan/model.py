@@ -6,6 +6,7 @@ logits of a usual size.
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,6 +25,10 @@ TORCHVISION = "torchvision:"
 AT_ONCE = 8_000_000
 #: the median distance of the two highest logits that a model has while it is scanned: that of small networks here
 MARGIN = 6.0
+
+
+class NoTensor(Exception):
+    """A network answered with something that is no tensor."""
 
 
 class Stranger(nn.Module):
@@ -50,8 +55,10 @@ class Stranger(nn.Module):
 
     def _logits(self, x: Tensor) -> Tensor:
         found = self.network(self.normalise(x))
-        if not isinstance(found, Tensor):  # Inception and GoogLeNet in training: the first is the answer
+        if isinstance(found, tuple | list) and found:  # of networks with auxiliary answers the first
             found = found[0]
+        if not isinstance(found, Tensor):
+            raise NoTensor(type(found).__name__)
         found = found.clamp(min=1e-30).log() if self.probabilities else found
         return found / self.temperature
 
@@ -76,15 +83,17 @@ def read(
     if network in classifiers.NETWORKS:
         wrapped = own_network(network, found, classes, mean, std)
     else:
-        build = of_torchvision(network, classes)
+        build = of_torchvision(network, classes, found)
         if mean is None or std is None:
             raise ValueError(
                 f"network = '{shown(network)}': mean and std of its inputs have to be named "
                 "(usual are 0.485,0.456,0.406 and 0.229,0.224,0.225)"
             )
-        with torch.device("meta"):
-            names, notes = checkpoint.fitting(found, build(), classes)
-        wrapped = Stranger(checkpoint.load(found, names, build()), mean, std)
+        names, notes = checkpoint.fitting(found, empty(build), classes)
+        made = checkpoint.load(found, names, build())
+        if without_helpers(made):
+            notes.append("Its auxiliary heads, which are used in training alone, were left out.")
+        wrapped = Stranger(made, mean, std)
         wrapped.notes = notes
     return wrapped.eval()
 
@@ -99,15 +108,13 @@ def own_network(network: str, found: checkpoint.Header, classes: int, mean, std)
     def build() -> nn.Module:
         return classifiers.build(network, classes, head[1] // HEADS[network], **said, seed=0)
 
-    with torch.device("meta"):
-        empty = build()
     absent = []
     for what, values in (("mean", mean), ("std", std)):
         if not any(name.endswith(f"normalise.{what}") for name in found.tensors):
             absent.append(f"normalise.{what}")
             if values is None:
                 raise ValueError(f"{found.source}: holds no normalise.{what}; name mean and std")
-    names, notes = checkpoint.fitting(found, empty, classes, may_miss=absent)
+    names, notes = checkpoint.fitting(found, empty(build), classes, may_miss=absent)
     made = checkpoint.load(found, names, build(), keep=absent)
     for what, values in (("mean", mean), ("std", std)):
         own = getattr(made.normalise, what).flatten()
@@ -118,8 +125,27 @@ def own_network(network: str, found: checkpoint.Header, classes: int, mean, std)
     return wrapped
 
 
-def of_torchvision(network: str, classes: int):
-    """What builds an empty classifier of torchvision by its name."""
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network without memory for its weights, or, where its code computes with tensors (RegNet), with."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (NotImplementedError, RuntimeError):
+        return build()
+
+
+def without_helpers(network: nn.Module) -> bool:
+    """Take off the heads that GoogLeNet and Inception have for their training alone; whether there were any."""
+    helpers = [name for name in ("aux1", "aux2", "AuxLogits") if isinstance(getattr(network, name, None), nn.Module)]
+    for name in helpers:
+        setattr(network, name, None)
+    if helpers:
+        network.aux_logits = False
+    return bool(helpers)
+
+
+def of_torchvision(network: str, classes: int, found: checkpoint.Header) -> Callable[[], nn.Module]:
+    """What builds an untrained classifier of torchvision by its name, with the auxiliary heads that the file has."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -130,7 +156,10 @@ def of_torchvision(network: str, classes: int):
             f"network = '{shown(network)}': expected one of {', '.join(classifiers.NETWORKS)}, or {TORCHVISION}NAME"
             f"{' such as ' + ', '.join(near) if near else ''}"
         )
-    extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    extra = {}
+    if name in ("googlenet", "inception_v3"):
+        helpers = any(part in ("aux1", "AuxLogits") for own in found.tensors for part in own.split("."))
+        extra = {"init_weights": False, "aux_logits": helpers}
     return lambda: models.get_model(name, weights=None, num_classes=classes, **extra)
 
 
@@ -141,7 +170,12 @@ def understood(model: nn.Module, images: Tensor, classes: int, seed: int = 0) ->
     shall change no verdict. ValueError if it does not take such images, answers with another number of classes, with no
     numbers, or without a gradient
     """
-    own = copy.deepcopy(model).eval().float()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"the model is a {type(model).__name__}; expected a torch.nn.Module")
+    try:
+        own = copy.deepcopy(model).eval().float()
+    except Exception as error:  # whatever the code of a stranger's module raises
+        raise ValueError(f"the model cannot be copied ({_first(error)}); expected a module of plain layers") from error
     own = own if isinstance(own, Stranger) else Stranger(own)
     own.notes, own.probabilities = list(own.notes), False
     own.temperature.fill_(1)
@@ -179,11 +213,18 @@ def _answers(own: Stranger, images: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             return own(images)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:150]
+    except NoTensor as error:
+        said = f"the model answers with a {shown(str(error))}; expected one tensor, a number a class"
+        raise ValueError(said) from error
+    except Exception as error:  # whatever the code of a stranger's module raises
         raise ValueError(
-            f"the model does not take images of {size} pixels ({shown(first, 150)}); try another image_size"
+            f"the model does not take images of {size} pixels ({_first(error)}); try another image_size"
         ) from error
+
+
+def _first(error: Exception) -> str:
+    """The first line of what an error says."""
+    return shown((str(error).splitlines() or [""])[0] or type(error).__name__, 150)
 
 
 def _also_elsewhere(own: Stranger, images: Tensor, rng: torch.Generator) -> None:
@@ -205,6 +246,11 @@ def _also_elsewhere(own: Stranger, images: Tensor, rng: torch.Generator) -> None
         except RuntimeError:
             slope = torch.zeros(1)
     if not torch.isfinite(slope).all() or not slope.abs().max() > 0:
+        if own.probabilities:
+            raise ValueError(
+                "the model answers with probabilities that are too sure to be searched (0 and 1 to the last digit); "
+                "expected its logits: hand it over without its softmax"
+            )
         raise ValueError(
             "the model's answers have no usable gradient with respect to the image (rounded, or computed without "
             "autograd); expected logits as the network computes them"

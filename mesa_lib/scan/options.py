@@ -13,8 +13,8 @@ SIDES = (3, 4, 5)
 
 
 def squares(side: int) -> tuple[Size, ...]:
-    """The patches that are looked for in images of this side."""
-    return tuple((own, own) for own in (max(1, round(part * side / USUAL)) for part in SIDES))
+    """The patches that are looked for in images of this side, each once."""
+    return tuple(dict.fromkeys((own, own) for own in (max(1, round(part * side / USUAL)) for part in SIDES)))
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Options:
             raise ValueError(f"repair_rate = {self.repair_rate}: expected a number strictly between 0 and 1")
         if self.lowest is not None and not 0 <= self.lowest < 1:
             raise ValueError(f"lowest = {self.lowest}: expected an accuracy from 0 to below 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed}: expected a whole number from 0 to {2**32 - 1}")
         if self.augment not in training.AUGMENTATIONS:
             raise ValueError(f"augment = {self.augment!r}: expected one of {', '.join(training.AUGMENTATIONS)}")
 

@@ -1,5 +1,6 @@
 """How long a scan will still take, told by how long its steps took so far."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,14 +15,31 @@ class Progress:
 
     #: a step that took less came from the store, seconds
     FROM_STORE = 0.5
+    #: seconds after which a step that is not done is heard of again
+    EVERY = 60.0
 
-    def __init__(self):
-        self.seconds, self.passes = 0.0, 0.0
+    def __init__(self, say: Callable[[str], None] = lambda text: None):
+        self.seconds, self.passes, self.say = 0.0, 0.0, say
 
-    def timed(self, passes: float, do: Callable[[], Found]) -> Found:
-        """What `do` returns; how long so many passes took is remembered."""
-        start = time.monotonic()
-        found = do()
+    def timed(self, passes: float, do: Callable[[], Found], after: float = 0.0) -> Found:
+        """What `do` returns; how long so many passes took is remembered.
+
+        after: passes that are still to come then, for what is said while it takes its time
+        """
+        start, done = time.monotonic(), threading.Event()
+
+        def heard_of() -> None:
+            while not done.wait(self.EVERY):
+                left = passes - (time.monotonic() - start) * self.passes / max(self.seconds, 1e-9)
+                self.say(f"... going on{self.left(max(left, 0) + after)}")
+
+        beside = threading.Thread(target=heard_of, daemon=True)
+        beside.start()
+        try:
+            found = do()
+        finally:
+            done.set()
+            beside.join()
         took = time.monotonic() - start
         if took > self.FROM_STORE or not self.passes:
             self.seconds, self.passes = self.seconds + took, self.passes + passes

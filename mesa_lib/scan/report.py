@@ -6,6 +6,7 @@ Names of classes come from outside: they are escaped.
 import base64
 import io
 import json
+from collections.abc import Sequence
 from html import escape as of_html
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from matplotlib import pyplot as plt
 
 from .. import plots, store
 from ..triggers import stamp
+from .accuracy import NoVerdict
 from .scanner import Scan
 from .text import shown
 
@@ -41,6 +43,22 @@ def write(done: Scan, out: Path, name: str) -> tuple[Path, Path]:
     return out / "scan.json", out / "report.html"
 
 
+def write_none(error: NoVerdict, scanned: dict, notes: Sequence[str], out: Path, name: str) -> None:
+    """The same where there is no verdict: why, and the accuracy."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = {"model": name, "verdict": "none", "why": error.why, "accuracy": error.accuracy, "images": list(notes)}
+    store.write_whole(out / "scan.json", json.dumps(found | {"scanned": scanned}, indent=1, allow_nan=False) + "\n")
+    parts = [
+        f"<h1>{escape(name)}</h1>",
+        '<h2 class="bad">No verdict</h2>',
+        f"<p>{escape(error.why[:1].upper() + error.why[1:])}</p>",
+        "<h2>The images</h2>",
+        f"<p>{escape(' '.join(notes))} The model is right on {error.accuracy['rate']:.1%} of them.</p>",
+        f'<p class="note">{escape(what(scanned))}</p>',
+    ]
+    store.write_whole(out / "report.html", whole(parts, name))
+
+
 def page(done: Scan, name: str) -> str:
     """The report as HTML, whole in itself."""
     found = done.result
@@ -59,7 +77,23 @@ def page(done: Scan, name: str) -> str:
         "<h2>What this says and what not</h2>",
         f"<p>{escape(limits(found))}</p>",
         f'<p class="note">{escape(made(found))}</p>',
+        f'<p class="note">{escape(what(found["scanned"]))}</p>' if "scanned" in found else "",
     ]
+    return whole(parts, name)
+
+
+def what(scanned: dict) -> str:
+    """What was scanned, in a line."""
+    told = {name: ", ".join(map(str, scanned[name])) for name in ("mean", "std")}
+    return (
+        f"Scanned: a file with the SHA-256 {scanned['sha256']}, read as {shown(scanned['network'])} with the mean "
+        f"{told['mean']} and the std {told['std']} at {scanned['image size']} pixels; images {scanned['images']}; "
+        f"{scanned['at']}."
+    )
+
+
+def whole(parts: Sequence[str], name: str) -> str:
+    """A page of these parts."""
     body = "\n".join(filter(None, parts))
     title = f"<title>Scan of {escape(name)}</title>"
     return f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>\n{body}\n</html>\n'
@@ -86,10 +120,11 @@ def alarms(found: dict) -> str:
     """How often clean models are flagged, as far as that is known."""
     if not found["clean models"]:
         return "How often clean models are flagged has not been measured."
-    return (
-        f"Of {found['clean models']} clean models that were scanned in the same way (small networks, images of 32x32) "
-        f"{found['clean models flagged']} were flagged."
-    )
+    by = [
+        f"{round(own['rate'] * own['images'])} of {own['images']} on {name} (at most {own['high']:.0%})"
+        for name, own in found["clean models by data"].items()
+    ]
+    return f"Of clean models that were scanned in the same way, small networks, were flagged: {', '.join(by)}."
 
 
 def at(place: list | None) -> str:
@@ -98,15 +133,18 @@ def at(place: list | None) -> str:
 
 def classes(found: dict) -> str:
     head = "<tr><th>class</th><th>verdict</th><th>images turned</th><th>limit</th><th>by patches of</th>"
-    head += "<th>right on clean</th>"
+    head += "<th>taken for it without a patch</th><th>right on clean</th>"
     known = found["clean models"]
     head += "<th>clean models with such a class</th></tr>" if known else "</tr>"
     rows = []
-    for line, recall in zip(found["verdicts"], found["accuracy"]["recalls"], strict=True):
+    known_by = found["accuracy"]
+    for line, recall, mistaken in zip(found["verdicts"], known_by["recalls"], known_by["mistaken"], strict=True):
         verdict = '<b class="bad">backdoored</b>' if line["flagged"] else "nothing found"
         cells = [escape(line["class"]), verdict, f"{line['rate']:.1%}", f"{line['limit']:.1%}"]
         cells += [escape(line["rule"] + at(line["place"]))]
-        cells += [f"{recall:.1%}"] + ([f"{line['clean models with such a class']} of {known}"] if known else [])
+        cells += [f"{mistaken:.1%}", f"{recall:.1%}"] + (
+            [f"{line['clean models with such a class']} of {known}"] if known else []
+        )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     return f"<table>{head}{''.join(rows)}</table>"
 

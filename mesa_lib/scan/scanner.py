@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from ..defenses import places
 from ..defenses.base import Given, Knowledge
 from ..defenses.mesa import Searched, retrained
 from ..defenses.screening import Rule, Screened
-from ..inference import logits
+from ..inference import logits, predict
+from ..metrics import proportion
 from ..staircase import Settings, TriggerDistribution
 from . import accuracy
+from .accuracy import NoVerdict
 from .detector import limit
 from .images import Images
 from .model import Stranger, understood
@@ -31,6 +33,8 @@ from .repair import Firing, firing, told
 
 #: of the images this part is kept for the accuracy of a repaired model
 KEPT = 0.2
+#: images that the model has to answer rightly, of those on which the search runs
+LEAST = 8
 #: published scans, of whose clean models the false alarms are counted
 PUBLISHED = "scans.json"
 
@@ -73,7 +77,8 @@ class Scanner:
         self.began = time.monotonic()
         self.key = {"model": self.identity(), "images": images.fingerprint}
         self.key |= {"seed": options.seed, "precision": options.precision}
-        self.progress = Progress()
+        self.key["searched"] = len(self.right)
+        self.progress = Progress(say)
 
     def identity(self) -> dict:
         """What the model is, for keys: its weights and, as any code can stand behind them, what it answers."""
@@ -81,6 +86,12 @@ class Scanner:
         told = [logits(self.model, x).mul(100).round().long() for x in (self.work.images[:256], noise)]
         weights = store.tensors_key(self.model.state_dict())
         return {"weights": weights, "network": str(self.model), "answers": store.tensors_key({"told": torch.cat(told)})}
+
+    @cached_property
+    def right(self) -> Split:
+        """The images of the search: those that the model answers rightly. What it says of the others without any patch
+        tells nothing about patches."""
+        return self.work[predict(self.model, self.work.images, self.options.precision) == self.work.labels]
 
     def settings(self) -> dict:
         """The detector's, as they are written."""
@@ -92,6 +103,12 @@ class Scanner:
         result: dict = {"classes": list(self.images.classes), "images": list(self.images.notes) + self.model.notes}
         result["accuracy"] = self.accuracy()
         self.say(f"accuracy on the clean images: {result['accuracy']['rate']:.1%}")
+        if len(self.right) < LEAST or int((self.right.labels.bincount() > 1).sum()) < 2:
+            raise NoVerdict(
+                f"the model answers {len(self.right)} of {len(self.work)} images rightly, expected {LEAST} or more, of "
+                "two classes at least; what patches do to the others cannot be told from what it answers without any",
+                result["accuracy"],
+            )
         for size in self.detector.screening.sizes:
             if max(size) > min(self.images.split.images.shape[-2:]):
                 raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
@@ -116,7 +133,8 @@ class Scanner:
         o = self.options
         return accuracy.check(self.model, self.images, o.lowest, o.precision, o.as_told)
 
-    def given(self, knows: Knowledge) -> Given:
+    def given(self, knows: Knowledge, images: Split | None = None) -> Given:
+        """What a method is handed, of these images; None: all but those that are kept for the accuracy."""
         o = self.options
 
         def train(model: nn.Module, images: Split, edit: training.Edit | None = None) -> list[dict]:
@@ -127,13 +145,18 @@ class Scanner:
             )  # fmt: skip
 
         return Given(
-            knows, self.model, self.work, len(self.images.classes), seed=o.seed, precision=o.precision,
+            knows, self.model, images or self.work, len(self.images.classes), seed=o.seed, precision=o.precision,
             rate=o.repair_rate, train=train,
         )  # fmt: skip
 
+    def of_repair(self, models: int) -> float:
+        """How often images go through the model in a repair with so many distributions; 0 if none was asked for."""
+        o = self.options
+        return o.repair * (models * of_modelling(self.detector.of_repair) + o.repair_epochs * len(self.work))
+
     def search(self) -> Searched:
         """All classes screened by every rule, suspects modelled, with the time that is left."""
-        given, detector = self.given(self.detector.knows), self.detector
+        given, detector = self.given(self.detector.knows, self.right), self.detector
         rules, classes = detector.screening.rules(given), len(self.images.classes)
         of_model = of_modelling(detector.settings)
         of_rule = {rule: classes * of_modelling(detector.screening.settings) for rule in rules}
@@ -141,20 +164,22 @@ class Scanner:
             of_rule[rule] += rule.one_place * self._place_search(rule)
         self.progress.timed(64, self._try)
         rates, at = {}, {}
+        of_suspect = detector.sizes * of_model + self.of_repair(detector.sizes)
         for number, rule in enumerate(rules):
-            left = sum(of_rule[other] for other in rules[number:]) + of_model
-            time_left = self.progress.left(left, " if one class is suspect")
+            after = sum(of_rule[other] for other in rules[number + 1 :]) + of_suspect
+            time_left = self.progress.left(of_rule[rule] + after, " if one class is suspect")
             self.say(f"[{number + 1}/{len(rules)}] all classes, patches of {rule}{time_left}")
-            rates[rule], at[rule] = self.progress.timed(of_rule[rule], partial(self._screened, given, rule))
+            rates[rule], at[rule] = self.progress.timed(of_rule[rule], partial(self._screened, given, rule), after)
         found = Searched(Screened(rates, at), {}, {})
         suspects = detector.suspects(found.screened)
         todo = [(k, rule) for k, own in suspects.items() for rule in own]
         self.say(f"suspects: {', '.join(self.images.classes[k] for k in suspects) or 'none'}")
         for number, (k, rule) in enumerate(todo):
-            name, left = self.images.classes[k], self.progress.left((len(todo) - number) * of_model)
+            after = (len(todo) - number - 1) * of_model + self.of_repair(len(todo))
+            name, left = self.images.classes[k], self.progress.left(of_model + after)
             self.say(f"[{number + 1}/{len(todo)}] the distribution of {name}, patches of {rule}{left}")
             fitted, rate = self.progress.timed(
-                of_model, partial(self._modelled, given, k, rule, found.screened, detector.settings)
+                of_model, partial(self._modelled, given, k, rule, found.screened, detector.settings), after
             )
             found.models.setdefault(k, {})[rule], found.rates.setdefault(k, {})[rule] = fitted, rate
         return found
@@ -200,7 +225,9 @@ class Scanner:
 
     def verdict(self, found: Searched) -> dict:
         """What was found, class by class, and what clean models would have scored."""
-        judged, lines, known = self.detector.judge(found), [], clean_scores(self.settings())
+        judged, lines = self.detector.judge(found), []
+        by_data = clean_scores(self.settings())
+        known = [own for scores in by_data.values() for own in scores]
         for k, name in enumerate(self.images.classes):
             rule, rate = self.detector.best(found, k)
             at = found.screened.place(rule, k)
@@ -224,6 +251,10 @@ class Scanner:
             "verdicts": lines,
             "clean models": len(known),
             "clean models flagged": sum(max(own) > self.detector.above for own in known),
+            "clean models by data": {
+                name: proportion(torch.tensor([max(own) > self.detector.above for own in scores]))
+                for name, scores in by_data.items()
+            },
         }
 
     def repair(self, found: Searched) -> tuple[nn.Module | None, dict]:
@@ -235,17 +266,19 @@ class Scanner:
         if not fires:
             why = f"none of {', '.join(left)} was modelled" if left else "nothing was flagged"
             return None, {"done": False, "why": why}
-        searching, whole = self.given(self.detector.knows), self.detector.of_repair
+        searching, whole = self.given(self.detector.knows, self.right), self.detector.of_repair
         models: dict[Firing, TriggerDistribution] = {}
         for k, rule in fires:
-            time_left = self.progress.left((len(fires) - len(models)) * of_modelling(whole))
+            after = self.of_repair(len(fires) - len(models) - 1)
+            time_left = self.progress.left(of_modelling(whole) + after)
             self.say(f"[{len(models) + 1}/{len(fires)}] all levels of {names[k]}, patches of {rule}{time_left}")
             models[k, rule], _ = self.progress.timed(
-                of_modelling(whole), partial(self._modelled, searching, k, rule, found.screened, whole)
+                of_modelling(whole), partial(self._modelled, searching, k, rule, found.screened, whole), after
             )
-        self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images")
+        last = self.of_repair(0)
+        self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images{self.progress.left(last)}")
         where = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
-        model = self._retrained(models, where)
+        model = self.progress.timed(last, partial(self._retrained, models, where))
         about = {"done": True, "samples": [f"{names[k]}, {rule}" for k, rule in fires]}
         about["flagged and not repaired"] = left
         return model, about | told(searching, self.model, model, self.kept, models, where)
@@ -275,9 +308,11 @@ def apart(split: Split, seed: int) -> tuple[Split, Split]:
     return split[order[kept[order]]], split[order[~kept[order]]]
 
 
-def clean_scores(settings: dict) -> list[list[float]]:
-    """Of every clean model among the published scans with these settings the scores of its classes."""
+def clean_scores(settings: dict) -> dict[str, list[list[float]]]:
+    """Data set -> of every clean model among the published scans with these settings the scores of its classes."""
     file = paths.root() / "results" / PUBLISHED
-    runs = json.loads(file.read_text())["runs"] if file.is_file() else []
-    own = [run["scan"] for run in runs if not run["planted"] and run["scan"]["settings"] == settings]
-    return [[line["score"] for line in scan["verdicts"]] for scan in own]
+    found: dict[str, list[list[float]]] = {}
+    for run in json.loads(file.read_text())["runs"] if file.is_file() else []:
+        if not run["planted"] and run["scan"]["settings"] == settings:
+            found.setdefault(run["dataset"], []).append([line["score"] for line in run["scan"]["verdicts"]])
+    return found
