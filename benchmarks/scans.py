@@ -77,7 +77,7 @@ def cells(dataset: str, folder: Path, width: int | None = None) -> list[Params]:
     if width:
         base = base.model_copy(update={"width": width})
     if dataset == "resnet":
-        base = base.model_copy(update={"image_size": 64, "clean_epochs": 15, "clean_lr": 0.05})
+        base = base.model_copy(update={"image_size": 64, "clean_epochs": 15, "clean_lr": 0.05, "precision": "auto"})
     found = []
     for number, (size, attack, scratch) in enumerate(ATTACKED[dataset]):
         file = folder / f"trigger{number}.png"

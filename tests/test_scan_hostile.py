@@ -27,7 +27,7 @@ from mesa_lib.data import Split
 from mesa_lib.defenses import places
 from mesa_lib.defenses.base import Knowledge
 from mesa_lib.defenses.screening import Rule
-from mesa_lib.scan import accuracy, checkpoint, command, scanner, text
+from mesa_lib.scan import accuracy, alarms, checkpoint, command, text
 from mesa_lib.scan import images as folders
 from mesa_lib.scan import model as models
 from mesa_lib.scan.accuracy import NoVerdict
@@ -366,7 +366,7 @@ def test_patches_and_limits_go_with_the_size_of_the_images():
 
 def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    assert scanner.clean_scores({"a": 1}) == {}
+    assert alarms.clean_scores({"a": 1}) == {}
     (tmp_path / "results").mkdir()
     runs = [
         {
@@ -381,8 +381,8 @@ def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path
             ([], "cifar10", 1, 0.1),
         )
     ]
-    (tmp_path / "results" / scanner.PUBLISHED).write_text(json.dumps({"runs": runs}))
-    assert scanner.clean_scores({"a": 1}) == {"digits": [[-0.5, -5.0]], "cifar10": [[0.1, -5.0]]}
+    (tmp_path / "results" / alarms.PUBLISHED).write_text(json.dumps({"runs": runs}))
+    assert alarms.clean_scores({"a": 1}) == {"digits": [[-0.5, -5.0]], "cifar10": [[0.1, -5.0]]}
 
 
 def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monkeypatch, empty_store, capsys):

@@ -5,6 +5,7 @@ model.py       the checkpoint, or any module -> a network that takes images in [
 images.py      a folder of class folders -> images and labels, and what was odd about them
 accuracy.py    does the model know the images at all?
 detector.py    MESA with nothing known: which patches are tried, and a limit for each way of stamping them
+alarms.py      how often clean models are flagged
 progress.py    the time left
 options.py     what is looked for, and how a repair is trained
 scanner.py     all classes screened, suspects modelled, a verdict, on request the repair

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .. import device as devices
 from .. import paths
 from ..data import ENDINGS, Split
 from ..progress import bar
@@ -23,6 +24,8 @@ from .text import listed, shown
 
 #: of each class at least so many images, so many in all, and of all files at most this part unreadable
 FEWEST, LEAST, UNREADABLE = 4, 12, 0.1
+#: of the images this part is kept for the accuracy of a repaired model
+KEPT = 0.2
 #: fewer images than this are said to be few
 FEW = 200
 #: pixels that an image may have: a small file can hold a huge one
@@ -238,3 +241,13 @@ def common_size(sizes: Counter, where: Path) -> int:
 def fitted(picture: Image.Image, size: int) -> Image.Image:
     """The same, size x size."""
     return picture if picture.size == (size, size) else picture.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def apart(split: Split, seed: int) -> tuple[Split, Split]:
+    """A fifth of every class, at least one image, for the accuracy of a repaired model, and the rest."""
+    order = torch.randperm(len(split), generator=devices.rng(seed + 13))
+    kept = torch.zeros(len(split), dtype=torch.bool)
+    for k in split.labels.unique():
+        own = order[split.labels[order] == k]
+        kept[own[: max(1, round(KEPT * len(own)))]] = True
+    return split[order[kept[order]]], split[order[~kept[order]]]

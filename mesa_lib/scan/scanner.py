@@ -13,30 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from .. import device as devices
-from .. import paths, retrain, store, training
+from .. import retrain, store, training
 from ..data import Split
 from ..defenses import places
 from ..defenses.base import Given, Knowledge
 from ..defenses.mesa import Searched, retrained
 from ..defenses.screening import Rule, Screened
 from ..inference import logits, predict
-from ..metrics import proportion
 from ..staircase import Settings, TriggerDistribution
-from . import accuracy
+from . import accuracy, alarms
 from .accuracy import NoVerdict
 from .detector import limit
-from .images import Images
+from .images import Images, apart
 from .model import Stranger, understood
 from .options import Options
 from .progress import Progress, of_modelling
 from .repair import Firing, firing, told
 
-#: of the images this part is kept for the accuracy of a repaired model
-KEPT = 0.2
 #: images that the model has to answer rightly, of those on which the search runs
 LEAST = 8
-#: published scans, of whose clean models the false alarms are counted
-PUBLISHED = "scans.json"
 
 
 @dataclass
@@ -226,7 +221,7 @@ class Scanner:
     def verdict(self, found: Searched) -> dict:
         """What was found, class by class, and what clean models would have scored."""
         judged, lines = self.detector.judge(found), []
-        by_data = clean_scores(self.settings())
+        by_data = alarms.clean_scores(self.settings())
         known = [own for scores in by_data.values() for own in scores]
         for k, name in enumerate(self.images.classes):
             rule, rate = self.detector.best(found, k)
@@ -250,10 +245,7 @@ class Scanner:
             "flagged": [self.images.classes[k] for k in judged.flagged],
             "verdicts": lines,
             "clean models": len(known),
-            "clean models by data": {
-                name: proportion(torch.tensor([max(own) > self.detector.above for own in scores]))
-                for name, scores in by_data.items()
-            },
+            "clean models by data": alarms.false_alarms(by_data, self.detector.above),
         }
 
     def repair(self, found: Searched) -> tuple[nn.Module | None, dict]:
@@ -295,23 +287,3 @@ class Scanner:
         weights = store.train_or_load("scan-repaired", config, make, self.device).tensors
         given.model.load_state_dict(weights)
         return given.model.eval()
-
-
-def apart(split: Split, seed: int) -> tuple[Split, Split]:
-    """A fifth of every class, at least one image, and the rest."""
-    order = torch.randperm(len(split), generator=devices.rng(seed + 13))
-    kept = torch.zeros(len(split), dtype=torch.bool)
-    for k in split.labels.unique():
-        own = order[split.labels[order] == k]
-        kept[own[: max(1, round(KEPT * len(own)))]] = True
-    return split[order[kept[order]]], split[order[~kept[order]]]
-
-
-def clean_scores(settings: dict) -> dict[str, list[list[float]]]:
-    """Data set -> of every clean model among the published scans with these settings the scores of its classes."""
-    file = paths.root() / "results" / PUBLISHED
-    found: dict[str, list[list[float]]] = {}
-    for run in json.loads(file.read_text())["runs"] if file.is_file() else []:
-        if not run["planted"] and run["scan"]["settings"] == settings:
-            found.setdefault(run["dataset"], []).append([line["score"] for line in run["scan"]["verdicts"]])
-    return found
