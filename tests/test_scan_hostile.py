@@ -129,21 +129,38 @@ NAMES = st.sampled_from(sorted(weights())) | st.text(max_size=12)
 SHAPES = st.lists(st.integers(0, 40) | st.sampled_from([2**14, 2**40]), max_size=4)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(NAMES, st.tuples(st.sampled_from(sorted(KINDS)), SHAPES), max_size=3), st.booleans())
-def test_no_claim_of_a_header_ends_in_a_traceback(tmp_path, claims, honest):
-    """Tensors of any type and shape, in place of the network's own or beside them, that are there or are not."""
-    own = {name: ("I64" if "batches" in name else "F32", list(t.shape)) for name, t in weights().items()}
+def ends_in_a_message_or_a_model(tmp_path, network, own, claims, honest, *told):
+    """A header that claims these tensors, in place of the network's own or beside them, is refused or read."""
+    own = {name: ("I64" if "batches" in name else "F32", list(t.shape)) for name, t in own.items()}
     sizes = {name: (kind, shape, KINDS[kind] * math.prod(shape)) for name, (kind, shape) in (own | claims).items()}
     start = claiming(sizes)
     held = sum(size for _, _, size in sizes.values())
     (tmp_path / "model.safetensors").write_bytes(start + b"?" * (min(held, 10**5) if honest else 100))
     try:
-        model = models.read(tmp_path / "model.safetensors", "smallcnn", 3)
+        model = models.read(tmp_path / "model.safetensors", network, 3, *told)
     except ValueError as error:
         assert str(error).isprintable() and len(str(error)) < 1500
     else:
         assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+CLAIMS = st.tuples(st.sampled_from(sorted(KINDS)), SHAPES)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(NAMES, CLAIMS, max_size=3), st.booleans())
+def test_no_claim_of_a_header_ends_in_a_traceback(tmp_path, claims, honest):
+    """Tensors of any type and shape that are there or are not."""
+    ends_in_a_message_or_a_model(tmp_path, "smallcnn", weights(), claims, honest)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small")), st.booleans())
+def test_nor_does_one_of_a_network_of_torchvision(tmp_path, data, network, honest):
+    none = checkpoint.Header({}, "none", None)
+    own = models.empty(models.of_torchvision(f"torchvision:{network}", 3, none)).state_dict()
+    claims = data.draw(st.dictionaries(st.sampled_from(sorted(own)) | st.text(max_size=12), CLAIMS, max_size=3))
+    ends_in_a_message_or_a_model(tmp_path, f"torchvision:{network}", own, claims, honest, MEAN, STD)
 
 
 def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
