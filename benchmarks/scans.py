@@ -6,8 +6,9 @@
 
 Every model is written to a safetensors file and the defender's images to class folders; `python -m mesa_lib scan` gets
 those and nothing else. What it says is then compared with what was planted, on the evaluation images, which it has not
-got. Triggers are drawn here from seeds. What OUT holds already is not scanned again; two commands may work on the parts
-of one list at a time (`--part 0/2`, `--part 1/2`).
+got, and so is the repair that it offers: beside it stand three others of the same model on the same images, with no
+trigger at all, with random ones and with the attacker's own. Triggers are drawn here from seeds. What OUT holds already
+is not scanned again; two commands may work on the parts of one list at a time (`--part 0/2`, `--part 1/2`).
 """
 
 import argparse
@@ -26,10 +27,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mesa_lib import classifiers, data, metrics, params, store, triggers
+from mesa_lib import classifiers, data, metrics, params, retrain, store, triggers
 from mesa_lib import device as devices
+from mesa_lib import scan as scanning
 from mesa_lib.data import Split
+from mesa_lib.defenses.base import Knowledge
+from mesa_lib.defenses.mesa import retrained
 from mesa_lib.params import Params
+from mesa_lib.scan.options import squares
+from mesa_lib.scan.scanner import Scanner
 from mesa_lib.stages import Stages
 
 #: trigger size, attack, planted from scratch; every one with a target, a trigger and a seed of its own
@@ -102,14 +108,14 @@ def folders(images: Split, classes: tuple[str, ...], where: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
 
 
-def handed_over(stages: Stages) -> tuple[dict, list[str], str]:
+def handed_over(stages: Stages) -> tuple[dict, dict, str]:
     """The weights of the attacked model as its supplier writes them, what is told with them, and their prefix."""
     weights = {k: t.cpu().contiguous() for k, t in stages.attacked().model.state_dict().items()}
     if not isinstance(stages, OfTorchvision):
-        return weights, ["--network", stages.p.network], ""
-    told = ["--network", "torchvision:resnet18", "--image-size", str(stages.p.image_size)]
+        return weights, {"network": stages.p.network}, ""
+    told = {"network": "torchvision:resnet18", "image-size": stages.p.image_size}
     for what, values in (("mean", stages.data.mean), ("std", stages.data.std)):
-        told += [f"--{what}", ",".join(f"{value:.4f}" for value in values)]
+        told[what] = tuple(round(float(value), 4) for value in values)
     return {k.removeprefix("1."): t for k, t in weights.items() if k.startswith("1.")}, told, "1."
 
 
@@ -119,7 +125,9 @@ def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
     weights, told, prefix = handed_over(stages)
     save_file(weights, folder / "model.safetensors")
     out = folder / "scan"
-    command = [sys.executable, "-m", "mesa_lib", "scan", str(folder / "model.safetensors"), str(images), *told]
+    command = [sys.executable, "-m", "mesa_lib", "scan", str(folder / "model.safetensors"), str(images)]
+    for what, value in told.items():
+        command += [f"--{what}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     command += ["--repair", "--out", str(out), "--augment", p.retrain_augment]
     command += ["--device", p.device, "--precision", p.precision]
     cores = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -131,7 +139,7 @@ def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
         del line["clean models with such a class"]
     run = {
         "attack": p.attack,
-        "network": told[1] + (f" {p.width}" if not prefix else ""),
+        "network": told["network"] + (f" {p.width}" if not prefix else ""),
         "size": list(stages.trigger.shape[-2:]),
         "start": p.start,
         "seed": p.seed,
@@ -142,9 +150,39 @@ def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
     if (out / "repaired.safetensors").is_file():
         held = {f"{prefix}{k}": t for k, t in load_file(out / "repaired.safetensors").items()}
         held |= {k: t for k, t in attacked.model.state_dict().items() if k not in held}  # the normalisation
-        model = classifiers.load_weights(stages.fresh(), held).eval()
-        run["after"] = metrics.report(model, stages.data.evaluation, stages.backdoor, p.target, precision=p.precision)
+        run["after"] = compared(stages, classifiers.load_weights(stages.fresh(), held).eval())
     return run | {"scan": found}
+
+
+def compared(stages: Stages, model: nn.Module) -> dict:
+    """Accuracy and ASR on the evaluation images."""
+    p = stages.p
+    return metrics.report(model, stages.data.evaluation, stages.backdoor, p.target, precision=p.precision)
+
+
+def controls(stages: Stages, folder: Path, images: Path) -> dict:
+    """The scan's own retraining of the same file on the same images with other triggers: name -> what is left."""
+    p, (weights, told, _) = stages.p, handed_over(stages)
+    file, size = folder / "model.safetensors", told.get("image-size")
+    save_file(weights, file)
+    model = scanning.read_model(file, told["network"], len(stages.data.classes), told.get("mean"), told.get("std"))
+    options = scanning.Options(repair=True, augment=p.retrain_augment, device=p.device, precision=p.precision)
+    scanner = Scanner(model, scanning.read_images(images, size), options, lambda text: None)
+    sizes = squares(scanner.images.split.images.shape[-1])
+    kinds = {
+        "fine-tuning": [],
+        "random mixed": [retrain.stamped(retrain.random("mixed", size)) for size in sizes],
+        "ideal": [stages.backdoor.apply],
+    }
+    found = {}
+    for name, changes in kinds.items():
+        given = scanner.given(Knowledge("weights", rule=True))
+        if changes:
+            retrained(given, changes)
+        else:
+            given.train(given.model, given.clean)
+        found[name] = compared(stages, given.model.eval())
+    return found
 
 
 def known(file: Path) -> list[dict]:
@@ -152,20 +190,22 @@ def known(file: Path) -> list[dict]:
 
 
 def keep(file: Path, run: dict) -> None:
-    """Add a run to those of the file, which another command may be adding to as well."""
+    """Put a run into those of the file, which another command may be adding to as well."""
     with store.held(f"publish-{file.name}"):
         order = list(ATTACKED)
-        runs = sorted([*known(file), run], key=lambda run: (order.index(run["dataset"]), run["number"]))
+        others = [old for old in known(file) if (old["dataset"], old["number"]) != (run["dataset"], run["number"])]
+        runs = sorted([*others, run], key=lambda run: (order.index(run["dataset"]), run["number"]))
         lines = ",\n".join(json.dumps(run) for run in runs)
         store.write_whole(file, f'{{"runs": [\n{lines}\n]}}\n')
 
 
-def todo(a: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Params]]:
-    """The numbers and parameters of this part of the list that the file does not hold yet."""
+def todo(a: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Params, dict]]:
+    """The numbers and parameters of this part of the list that the file does not hold whole yet, and what it holds."""
     begin, every = map(int, a.part.split("/"))
     for number, p in list(enumerate(cells(a.dataset, folder, a.width)))[begin::every]:
-        if not any((run["dataset"], run["number"]) == (a.dataset, number) for run in known(a.out)):
-            yield number, p
+        held = next((run for run in known(a.out) if (run["dataset"], run["number"]) == (a.dataset, number)), {})
+        if not held or (held["planted"] and "controls" not in held):
+            yield number, p, held
 
 
 def main() -> None:
@@ -179,15 +219,19 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     with tempfile.TemporaryDirectory() as name:
         images = Path(name) / "images"
-        for number, p in todo(a, Path(name)):
+        for number, p, run in todo(a, Path(name)):
             stages = (OfTorchvision if a.dataset == "resnet" else Stages)(p)
             if not images.is_dir():
                 some = stages.data.modelling
                 folders(some if len(some) < 1000 else some[:1000], stages.data.classes, images)
             own = Path(name) / str(number)
             own.mkdir()
-            run = {"number": number, "dataset": a.dataset} | scanned(stages, own, images, a.threads)
-            keep(a.out, run)
+            if not run:
+                run = {"number": number, "dataset": a.dataset} | scanned(stages, own, images, a.threads)
+                keep(a.out, run)
+            if run["planted"]:
+                run["controls"] = controls(stages, own, images)
+                keep(a.out, run)
             left = run.get("after", {}).get("asr", {}).get("rate")
             found, seconds = run["scan"]["flagged"], run["scan"]["made"]["seconds"]
             print(number, run["attack"], run["size"], run["planted"], found, left, f"{seconds} s", flush=True)
