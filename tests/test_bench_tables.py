@@ -135,6 +135,19 @@ def test_figures_are_drawn():
         plt.close(figure)
 
 
+def test_classes_stand_beside_the_limit_of_each_way():
+    classes = pd.DataFrame(
+        {"data": ["a", "a", "b"], "class": ["planted", "other", "clean"], "x": [99, 5, 7], "y": [80, 10, 12]}
+    )
+    figure = plots.against_limits(classes, {"x": 77, "y": 93})
+    assert [axis.get_title() for axis in figure.axes] == ["x", "y"]
+    assert [axis.lines[-1].get_xdata()[0] for axis in figure.axes] == [77, 93]
+    drawn = sorted(x for dots in figure.axes[1].collections for x, _ in dots.get_offsets())
+    assert drawn == [10, 12, 80]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["planted", "other", "clean"]
+    plt.close(figure)
+
+
 def test_a_class_without_a_score_has_a_cross_and_every_bar_fits_a_logarithmic_axis():
     found = {"a": {"scores": [3, 40, np.nan], "flagged": []}, "b": {"scores": [5, 700, 9], "flagged": []}}
     figure = plots.verdicts(found, {"a": [0], "b": []}, one_scale=True, log=True)

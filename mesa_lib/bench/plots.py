@@ -1,4 +1,4 @@
-"""The figures of attacks and defences on the bench (notebooks 06 to 09), one function each, as in `mesa_lib.plots`."""
+"""The figures of attacks and defences on the bench (notebooks 06 to 10), one function each, as in `mesa_lib.plots`."""
 
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -126,6 +126,26 @@ def models(
         axis.set_title(name, fontsize=10)
         axis.grid(axis="x", visible=False)
     figure.suptitle(title)
+    return figure
+
+
+def against_limits(classes: pd.DataFrame, limits: dict[str, float]) -> Figure:
+    """How many images are turned into each class, one panel a way of stamping, with its limit.
+
+    classes: one line a class of a model, with its `data`, its kind (`class`: three at most) and for every way a column
+    in per cent; limits: way -> per cent
+    """
+    kinds = dict(zip(classes["class"].unique(), (COLOURS["attacked"], "grey", COLOURS["clean"]), strict=False))
+    figure, axes = plt.subplots(1, len(limits), figsize=(3.4 * len(limits), 3.6), sharey=True)
+    for axis, (way, limit) in zip(axes, limits.items(), strict=True):
+        sns.stripplot(
+            classes, x=way, y="data", hue="class", dodge=True, palette=kinds, alpha=0.6, size=4, jitter=0.2, ax=axis
+        )
+        axis.axvline(limit, color="black", linewidth=1)
+        axis.set(title=way, xlabel="images turned (%)", ylabel="", xlim=(-4, 104))
+        handles = axis.get_legend_handles_labels()
+        axis.get_legend().remove()
+    figure.legend(*handles, loc="outside lower center", ncols=len(kinds), fontsize=9)
     return figure
 
 
