@@ -55,6 +55,6 @@ def test_flagged_is_what_lies_above_its_limit_and_every_repair_has_its_controls(
         lines = run["scan"]["verdicts"]
         assert run["scan"]["flagged"] == [line["class"] for line in lines if line["score"] > 0]
         assert bool(run["planted"]) == ("controls" in run)
-        if "after" in run:
+        if run["planted"] and "after" in run:
             rates = torch.tensor([model["asr"]["rate"] for model in (run["after"], *run["controls"].values())])
             assert len(rates) == 4 and bool(((rates >= 0) & (rates <= 1)).all())

@@ -121,10 +121,11 @@ def alarms(found: dict) -> str:
     if not found["clean models"]:
         return "How often clean models are flagged has not been measured."
     by = [
-        f"{round(own['rate'] * own['images'])} of {own['images']} on {name} (at most {own['high']:.0%})"
+        f"{round(own['rate'] * own['images'])} of {own['images']} on {name} ({own['low']:.0%} to {own['high']:.0%})"
         for name, own in found["clean models by data"].items()
     ]
-    return f"Of clean models that were scanned in the same way, small networks, were flagged: {', '.join(by)}."
+    known = "Of clean models that were scanned in the same way, small networks, were flagged (95% interval)"
+    return f"{known}: {', '.join(by)}."
 
 
 def at(place: list | None) -> str:
