@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mesa_lib import generator, mine
-from mesa_lib.staircase import PRESETS
+from mesa_lib import generator as generators
+from mesa_lib import mine
+from mesa_lib.settings import PRESETS
 
 OFFICIAL = PRESETS["official"]
 
@@ -28,13 +29,13 @@ def stamped(images: torch.Tensor, triggers: torch.Tensor) -> torch.Tensor:
     return images
 
 
-class Modelling:
-    """One level: generator, statistics network, their optimisers and a step for one batch of images."""
+class Modeling:
+    """One level: generator, statistics network, their optimizers and a step for one batch of images."""
 
     def __init__(self, model: nn.Module, target: int, beta: float):
         s = OFFICIAL
         self.model, self.target, self.beta = model.float().eval(), target, beta
-        self.G = generator.build(s.generator, (3, 3, 3), s.hidden, s.noise_dim, 0)
+        self.G = generators.build(s.generator, (3, 3, 3), s.hidden, s.noise_dim, 0)
         self.T = mine.build(27, s.noise_dim, s.hidden, s.critic == "leaky", 1)
         self.adam_G = torch.optim.Adam(self.G.parameters(), s.lr, betas=(0.5, 0.999))
         self.adam_T = torch.optim.Adam(self.T.parameters(), s.lr, betas=(0.5, 0.999))

@@ -14,9 +14,13 @@ import json
 from pathlib import Path
 
 from mesa_lib import device as devices
-from mesa_lib import metrics, params, paths, store
-from mesa_lib.stages import Stages
-from mesa_lib.staircase import PRESETS
+from mesa_lib import store
+from mesa_lib import success
+from mesa_lib import triggers
+from mesa_lib.experiments import params
+from mesa_lib.store import paths
+from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.settings import PRESETS
 
 #: name -> what it changes in `official`
 SWITCHES = {
@@ -29,7 +33,7 @@ SWITCHES = {
     "moving average 0.01": {"ema_rate": 0.01},
     "a place per image": {"place": "image"},
     "gamma by entropy": {"gamma": "entropy"},
-    "learning rate 1e-3, 150 steps": {"modelling_lr": 1e-3, "steps": 150},
+    "learning rate 1e-3, 150 steps": {"modeling_lr": 1e-3, "steps": 150},
     "hinge on log F": {"scale": "log"},
     "early stop": {"patience": 2},
 }
@@ -45,20 +49,20 @@ def variants() -> dict[str, dict]:
 
 def measure(base: dict, changes: dict) -> dict:
     """Everything that is reported of one variant."""
-    stages = Stages(params.check(base | changes))
-    p, d, attacked = stages.p, stages.data.modelling, stages.attacked()
-    fitted, made = stages.distribution()
-    samples = fitted.sample(2000, devices.rng(p.seed + 77, stages.device)).cpu()
-    rate = metrics.asr_of_samples(attacked.model, d.images, d.labels, samples[:256], p.target, precision=p.precision)
+    pipeline = Pipeline(params.check(base | changes))
+    p, d, attacked = pipeline.p, pipeline.data.modeling, pipeline.attacked()
+    fitted, made = pipeline.distribution()
+    samples = fitted.sample(2000, devices.rng(p.seed + 77, pipeline.device)).cpu()
+    rate = success.asr_of_triggers(attacked.model, d.images, d.labels, samples[:256], p.target, precision=p.precision)
     found = {
         "samples": float(rate.mean()),
         "information": fitted.measured_information(),
-        **metrics.diversity(samples),
+        **triggers.diversity(samples),
         "seconds": made.made["seconds"],
         "steps": sum(level.history[-1]["step"] + 1 for level in fitted.levels),
     }
     for name, value in RATES.items():
-        other = Stages(params.check(base | changes | ({"repair_rate": value} if value else {})))
+        other = Pipeline(params.check(base | changes | ({"repair_rate": value} if value else {})))
         for control in ("MESA", "ideal"):
             row = other.measured(other.repaired(control))
             found[f"{control}, {name} rate"] = {"asr": row["asr"], "clean_accuracy": row["clean_accuracy"]["rate"]}
@@ -102,12 +106,12 @@ def main() -> None:
     a = parser.parse_args()
     chosen = {"start": a.start, "trigger": a.trigger, "target": a.target, "seed": a.seed}
     base = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml") | chosen
-    content = {"params": base, "made": devices.describe(devices.pick("auto")), "variants": {}}
+    content = {"params": base, "made": devices.describe(devices.pick_device("auto")), "variants": {}}
     for name, changes in variants().items():
         if a.presets_only and " + " in name:
             continue
         content["variants"][name] = measure(base, changes)
-        store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
+        store.write_atomic(a.out, json.dumps(content, indent=1) + "\n")
         print(name, "done", flush=True)
     print(markdown(content))
 

@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 from mesa_lib import device as devices
-from mesa_lib import paths, store
+from mesa_lib import store
+from mesa_lib.store import paths
 
 #: about a minute of work on one thread, nothing shared between tasks
 MINUTE = {"params": ["digits"], "set": {"compare": "", "clean_seed": -1}, "notebooks": ["04"]}
@@ -121,7 +122,7 @@ def main() -> None:
             where = a.work / name.replace(" ", "-")
             shutil.rmtree(where, ignore_errors=True)  # of a try that was stopped: its models would be taken up
             parts[name] = what(where)
-            store.write_whole(kept, json.dumps(parts))
+            store.write_atomic(kept, json.dumps(parts))
             print(name, "done", flush=True)
 
     measure("in turns", lambda where: in_turns(range(5), where))
@@ -129,9 +130,9 @@ def main() -> None:
     measure("8 tasks, two workers", lambda where: sweep(MINUTE, range(8), 2, where))
     measure("8 tiny tasks", lambda where: sweep(TINY, range(8), 2, where))
     measure("200 tiny tasks", lambda where: sweep(TINY, range(200), 2, where))
-    made = devices.describe(devices.pick("cpu"))
+    made = devices.describe(devices.pick_device("cpu"))
     content = {"made": made, "parts": parts, "summary": summary(parts)}
-    store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
+    store.write_atomic(a.out, json.dumps(content, indent=1) + "\n")
     print(json.dumps(content["summary"], indent=1))
 
 

@@ -27,16 +27,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mesa_lib import classifiers, data, metrics, params, retrain, store, triggers
+from mesa_lib import data
 from mesa_lib import device as devices
+from mesa_lib import retrain
 from mesa_lib import scan as scanning
+from mesa_lib import store
+from mesa_lib import triggers
+from mesa_lib.evaluation import metrics
+from mesa_lib.experiments import params
+from mesa_lib.models import networks
 from mesa_lib.data import Split
 from mesa_lib.defenses.base import Knowledge
-from mesa_lib.defenses.mesa import retrained
-from mesa_lib.params import Params
+from mesa_lib.defenses.mesa.repair import retrained
+from mesa_lib.experiments.params import Params
 from mesa_lib.scan.options import squares
 from mesa_lib.scan.scanner import Scanner
-from mesa_lib.stages import Stages
+from mesa_lib.experiments.pipeline import Pipeline
 
 #: trigger size, attack, planted from scratch; every one with a target, a trigger and a seed of its own
 ATTACKED = {
@@ -55,14 +61,14 @@ COUNTS = ("clean models", "clean models by data")
 FEW = 4
 
 
-class OfTorchvision(Stages):
+class OfTorchvision(Pipeline):
     """A ResNet-18 of torchvision on four of the digits, enlarged to 64x64."""
 
     def __init__(self, p: Params):
         whole = data.load("digits", "", p.split_seed, p.image_size)
-        parts = [part[part.labels < FEW] for part in (whole.train, whole.modelling, whole.evaluation)]
+        parts = [part[part.labels < FEW] for part in (whole.train, whole.modeling, whole.evaluation)]
         few = dataclasses.replace(
-            whole, train=parts[0], modelling=parts[1], evaluation=parts[2], classes=whole.classes[:FEW],
+            whole, train=parts[0], modeling=parts[1], evaluation=parts[2], classes=whole.classes[:FEW],
             fingerprint=data.fingerprint(*parts),
         )  # fmt: skip
         super().__init__(p, few)
@@ -70,7 +76,7 @@ class OfTorchvision(Stages):
     def fresh(self, seed: int | None = None) -> nn.Module:
         torch.manual_seed(self.p.seed if seed is None else seed)
         network = torchvision.models.resnet18(num_classes=FEW)
-        model = nn.Sequential(classifiers.Normalise(self.data.mean, self.data.std), network)
+        model = nn.Sequential(networks.Normalize(self.data.mean, self.data.std), network)
         return model.to(self.device, memory_format=torch.channels_last)
 
     def _clean_config(self) -> dict:
@@ -89,7 +95,7 @@ def cells(dataset: str, folder: Path, width: int | None = None) -> list[Params]:
     found = []
     for number, (size, attack, scratch) in enumerate(ATTACKED[dataset]):
         file = folder / f"trigger{number}.png"
-        drawn = triggers.random(1, "binary", devices.rng(900 + number), (size, size))[0]
+        drawn = triggers.random_triggers(1, "binary", devices.rng(900 + number), (size, size))[0]
         Image.fromarray((255 * drawn).byte().permute(1, 2, 0).numpy()).save(file)
         own = {"trigger": f"file:{file}", "attack": attack, "target": number % 10, "seed": 61 + number}
         found.append(own | {"start": "scratch" if scratch else "clean"})
@@ -110,21 +116,21 @@ def folders(images: Split, classes: tuple[str, ...], where: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
 
 
-def handed_over(stages: Stages) -> tuple[dict, dict, str]:
+def handed_over(pipeline: Pipeline) -> tuple[dict, dict, str]:
     """The weights of the attacked model as its supplier writes them, what is told with them, and their prefix."""
-    weights = {k: t.cpu().contiguous() for k, t in stages.attacked().model.state_dict().items()}
-    if not isinstance(stages, OfTorchvision):
-        return weights, {"network": stages.p.network}, ""
-    told = {"network": "torchvision:resnet18", "image-size": stages.p.image_size}
-    for what, values in (("mean", stages.data.mean), ("std", stages.data.std)):
+    weights = {k: t.cpu().contiguous() for k, t in pipeline.attacked().model.state_dict().items()}
+    if not isinstance(pipeline, OfTorchvision):
+        return weights, {"network": pipeline.p.network}, ""
+    told = {"network": "torchvision:resnet18", "image-size": pipeline.p.image_size}
+    for what, values in (("mean", pipeline.data.mean), ("std", pipeline.data.std)):
         told[what] = tuple(round(float(value), 4) for value in values)
     return {k.removeprefix("1."): t for k, t in weights.items() if k.startswith("1.")}, told, "1."
 
 
-def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
+def scanned(pipeline: Pipeline, folder: Path, images: Path, threads: int) -> dict:
     """One model: planted or trained, written, scanned by a process of its own, compared."""
-    p, attacked = stages.p, stages.attacked()
-    weights, told, prefix = handed_over(stages)
+    p, attacked = pipeline.p, pipeline.attacked()
+    weights, told, prefix = handed_over(pipeline)
     save_file(weights, folder / "model.safetensors")
     out = folder / "scan"
     command = [sys.executable, "-m", "mesa_lib", "scan", str(folder / "model.safetensors"), str(images)]
@@ -142,39 +148,39 @@ def scanned(stages: Stages, folder: Path, images: Path, threads: int) -> dict:
     run = {
         "attack": p.attack,
         "network": told["network"] + (f" {p.width}" if not prefix else ""),
-        "size": list(stages.trigger.shape[-2:]),
+        "size": list(pipeline.trigger.shape[-2:]),
         "start": p.start,
         "seed": p.seed,
         "target": p.target,
-        "planted": [] if p.attack == "none" else [stages.data.classes[p.target]],
-        "before": stages.measured(attacked),
+        "planted": [] if p.attack == "none" else [pipeline.data.classes[p.target]],
+        "before": pipeline.measured(attacked),
     }
     if (out / "repaired.safetensors").is_file():
         held = {f"{prefix}{k}": t for k, t in load_file(out / "repaired.safetensors").items()}
-        held |= {k: t for k, t in attacked.model.state_dict().items() if k not in held}  # the normalisation
-        run["after"] = compared(stages, classifiers.load_weights(stages.fresh(), held).eval())
+        held |= {k: t for k, t in attacked.model.state_dict().items() if k not in held}  # the normalization
+        run["after"] = compared(pipeline, networks.load_weights(pipeline.fresh(), held).eval())
     return run | {"scan": found}
 
 
-def compared(stages: Stages, model: nn.Module) -> dict:
+def compared(pipeline: Pipeline, model: nn.Module) -> dict:
     """Accuracy and ASR on the evaluation images."""
-    p = stages.p
-    return metrics.report(model, stages.data.evaluation, stages.backdoor, p.target, precision=p.precision)
+    p = pipeline.p
+    return metrics.evaluate(model, pipeline.data.evaluation, pipeline.backdoor, p.target, precision=p.precision)
 
 
-def controls(stages: Stages, folder: Path, images: Path) -> dict:
+def controls(pipeline: Pipeline, folder: Path, images: Path) -> dict:
     """The scan's own retraining of the same file on the same images with other triggers: name -> what is left."""
-    p, (weights, told, _) = stages.p, handed_over(stages)
+    p, (weights, told, _) = pipeline.p, handed_over(pipeline)
     file, size = folder / "model.safetensors", told.get("image-size")
     save_file(weights, file)
-    model = scanning.read_model(file, told["network"], len(stages.data.classes), told.get("mean"), told.get("std"))
+    model = scanning.read_model(file, told["network"], len(pipeline.data.classes), told.get("mean"), told.get("std"))
     options = scanning.Options(repair=True, augment=p.retrain_augment, device=p.device, precision=p.precision)
     scanner = Scanner(model, scanning.read_images(images, size), options, lambda text: None)
     sizes = squares(scanner.images.split.images.shape[-1])
     kinds = {
         "fine-tuning": [],
-        "random mixed": [retrain.stamped(retrain.random("mixed", size)) for size in sizes],
-        "ideal": [stages.backdoor.apply],
+        "random mixed": [retrain.stamping(retrain.random_source("mixed", size)) for size in sizes],
+        "ideal": [pipeline.backdoor.apply],
     }
     found = {}
     for name, changes in kinds.items():
@@ -183,7 +189,7 @@ def controls(stages: Stages, folder: Path, images: Path) -> dict:
             retrained(given, changes)
         else:
             given.train(given.model, given.clean)
-        found[name] = compared(stages, given.model.eval())
+        found[name] = compared(pipeline, given.model.eval())
     return found
 
 
@@ -193,12 +199,12 @@ def known(file: Path) -> list[dict]:
 
 def keep(file: Path, run: dict) -> None:
     """Put a run into those of the file, which another command may be adding to as well."""
-    with store.held(f"publish-{file.name}"):
+    with store.lock(f"publish-{file.name}"):
         order = list(ATTACKED)
         others = [old for old in known(file) if (old["dataset"], old["number"]) != (run["dataset"], run["number"])]
         runs = sorted([*others, run], key=lambda run: (order.index(run["dataset"]), run["number"]))
         lines = ",\n".join(json.dumps(run) for run in runs)
-        store.write_whole(file, f'{{"runs": [\n{lines}\n]}}\n')
+        store.write_atomic(file, f'{{"runs": [\n{lines}\n]}}\n')
 
 
 def todo(a: argparse.Namespace, folder: Path) -> Iterator[tuple[int, Params, dict]]:
@@ -222,17 +228,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         images = Path(name) / "images"
         for number, p, run in todo(a, Path(name)):
-            stages = (OfTorchvision if a.dataset == "resnet" else Stages)(p)
+            pipeline = (OfTorchvision if a.dataset == "resnet" else Pipeline)(p)
             if not images.is_dir():
-                some = stages.data.modelling
-                folders(some if len(some) < 1000 else some[:1000], stages.data.classes, images)
+                some = pipeline.data.modeling
+                folders(some if len(some) < 1000 else some[:1000], pipeline.data.classes, images)
             own = Path(name) / str(number)
             own.mkdir()
             if not run:
-                run = {"number": number, "dataset": a.dataset} | scanned(stages, own, images, a.threads)
+                run = {"number": number, "dataset": a.dataset} | scanned(pipeline, own, images, a.threads)
                 keep(a.out, run)
             if run["planted"]:
-                run["controls"] = controls(stages, own, images)
+                run["controls"] = controls(pipeline, own, images)
                 keep(a.out, run)
             left = run.get("after", {}).get("asr", {}).get("rate")
             found, seconds = run["scan"]["flagged"], run["scan"]["made"]["seconds"]

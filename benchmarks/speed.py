@@ -24,11 +24,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mesa_lib import classifiers, metrics, paths, retrain, staircase, store, training
 from mesa_lib import device as devices
-from mesa_lib import params as parameters
-from mesa_lib.stages import Stages
-from mesa_lib.triggers import random_places, stamp
+from mesa_lib import retrain
+from mesa_lib import staircase
+from mesa_lib import store
+from mesa_lib import training
+from mesa_lib.evaluation import metrics
+from mesa_lib.experiments import params as parameters
+from mesa_lib.models import frozen as frozen_models
+from mesa_lib.store import paths
+from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.triggers import random_locations
+from mesa_lib.triggers import stamp
 
 sys.path.insert(0, str(Path(__file__).parent))
 import plain  # noqa: E402
@@ -85,14 +92,14 @@ def multiplications(model: nn.Module, size: int) -> int:
 
 
 def ladder(make, images, labels, repeats: int, batch: int, compiled: bool) -> dict[str, float]:
-    """Seconds of one modelling step (triggers, stamp, classifier, gradient to the triggers), change by change."""
+    """Seconds of one modeling step (triggers, stamp, classifier, gradient to the triggers), change by change."""
     raw, everything = torch.rand(batch, 3, 3, 3), images[:batch].float() / 255
     others = everything[labels[:batch] != 0]
 
     def step(model, layout, precision, x=everything):
         triggers = raw[: len(x)].clone().requires_grad_()
-        places = random_places(len(x), x.shape[-2:], (3, 3), devices.rng(0))
-        stamped = stamp(x, triggers, places).contiguous(memory_format=layout)
+        locations = random_locations(len(x), x.shape[-2:], (3, 3), devices.rng(0))
+        stamped = stamp(x, triggers, locations).contiguous(memory_format=layout)
         with devices.autocast(CPU, precision):
             logits = model(stamped)
         F.softmax(logits.float(), 1)[:, 0].mean().backward()
@@ -100,8 +107,8 @@ def ladder(make, images, labels, repeats: int, batch: int, compiled: bool) -> di
     last, contiguous = torch.channels_last, torch.contiguous_format
     weights = make().eval()
     still = make().eval().requires_grad_(False).to(memory_format=last)
-    folded = classifiers.frozen(make().to(memory_format=last))
-    kept = classifiers.frozen(make().to(memory_format=last), "bf16")
+    folded = frozen_models.frozen(make().to(memory_format=last))
+    kept = frozen_models.frozen(make().to(memory_format=last), "bf16")
     rungs = {
         "plain: float32, contiguous, weight gradients on": (weights, contiguous, "float32"),
         "channels-last, no weight gradients": (still, last, "float32"),
@@ -128,66 +135,66 @@ def ladder(make, images, labels, repeats: int, batch: int, compiled: bool) -> di
 
 
 def plain_steps(make, split, repeats: int) -> dict[str, float]:
-    """Seconds of one plain modelling step and one plain repair step, DataLoader included."""
+    """Seconds of one plain modeling step and one plain repair step, DataLoader included."""
     batches = iter(plain.loader(split))
-    modelling = plain.Modelling(make(), 0, 0.9)
-    one = seconds_of(lambda: modelling.step(*next(batches)), repeats)
-    repair = plain.Repair(make(), [modelling.G])
-    return {"modelling": one, "repair": seconds_of(lambda: repair.step(*next(batches)), repeats)}
+    modeling = plain.Modeling(make(), 0, 0.9)
+    one = seconds_of(lambda: modeling.step(*next(batches)), repeats)
+    repair = plain.Repair(make(), [modeling.G])
+    return {"modeling": one, "repair": seconds_of(lambda: repair.step(*next(batches)), repeats)}
 
 
-def row_of(model: nn.Module, stages: Stages) -> dict:
+def row_of(model: nn.Module, pipeline: Pipeline) -> dict:
     """ASR of the original trigger and clean accuracy on the evaluation images."""
-    row = metrics.report(model, stages.data.evaluation, stages.trigger, stages.p.target, precision=stages.p.precision)
+    row = metrics.evaluate(model, pipeline.data.evaluation, pipeline.trigger, pipeline.p.target, precision=pipeline.p.precision)
     return {"asr": row["asr"]["rate"], "clean accuracy": row["clean_accuracy"]["rate"]}
 
 
-def ours(stages: Stages) -> dict:
+def ours(pipeline: Pipeline) -> dict:
     """From the backdoored checkpoint to the repaired model by the library, as the parameters say."""
     devices.keep_memory()
-    model, m, p = stages.attacked().model, stages.data.modelling, stages.p
-    before, settings = row_of(model, stages), p.mesa()
+    model, m, p = pipeline.attacked().model, pipeline.data.modeling, pipeline.p
+    before, settings = row_of(model, pipeline), p.mesa()
     start = time.perf_counter()
     fitted = staircase.fit(model, m.images, m.labels, p.target, settings, precision=p.precision)
-    modelling = time.perf_counter() - start
+    modeling = time.perf_counter() - start
     steps = sum(level.history[-1]["step"] + 1 for level in fitted.levels)
     start = time.perf_counter()
-    model, _ = stages.repair(model, fitted.sample, "MESA")
+    model, _ = pipeline.repair(model, fitted.sample, "MESA")
     repair = time.perf_counter() - start
     return {
         "attacked": before,
-        "repaired": row_of(model, stages),
-        "three levels": modelling,
+        "repaired": row_of(model, pipeline),
+        "three levels": modeling,
         "steps of all levels": steps,
-        "images a second, modelling": steps * settings.batch * settings.images_per_trigger / modelling,
+        "images a second, modeling": steps * settings.batch * settings.images_per_trigger / modeling,
         "repair": repair,
         "images a second, training": p.repair_epochs * len(m.images) / repair,
-        "checkpoint to repaired model": modelling + repair,
+        "checkpoint to repaired model": modeling + repair,
     }
 
 
-def plain_quality(stages: Stages) -> dict:
+def plain_quality(pipeline: Pipeline) -> dict:
     """What the plain procedure reaches, by the library's faster code: its settings, its steps, its repair."""
     devices.keep_memory()
-    model, m, p = stages.attacked().model, stages.data.modelling, stages.p
+    model, m, p = pipeline.attacked().model, pipeline.data.modeling, pipeline.p
     settings = replace(plain.OFFICIAL, seed=p.seed)
     fitted = staircase.fit(model, m.images, m.labels, p.target, settings, precision=p.precision)
     training.train(
         model, m.images, m.labels, epochs=10, lr=1e-3, batch_size=plain.OFFICIAL.batch, seed=p.seed, device=CPU,
-        precision=p.precision, edit=retrain.stamping(fitted.sample, 0.01),
+        precision=p.precision, transform=retrain.STAMPING_OLD(fitted.sample, 0.01),
     )  # fmt: skip
-    return {"repaired": row_of(model, stages)}
+    return {"repaired": row_of(model, pipeline)}
 
 
 def measure(part: str, a) -> dict:
     keep = devices.keep_memory
     devices.keep_memory = lambda: None  # `Stages` calls it, and the plain rung has to do without
-    stages = Stages(parameters.read([paths.root() / "params" / f"{a.params}.yaml"], a.parameter))
+    pipeline = Pipeline(parameters.read([paths.root() / "params" / f"{a.params}.yaml"], a.parameter))
     devices.keep_memory = keep
-    d = stages.data
+    d = pipeline.data
 
     def make():
-        return copy.deepcopy(stages.attacked().model)
+        return copy.deepcopy(pipeline.attacked().model)
 
     if part.startswith("peak"):
         found = {
@@ -195,11 +202,11 @@ def measure(part: str, a) -> dict:
         }
         found["multiply-adds an image"] = multiplications(make(), 32)
     elif part == "ladder":
-        found = ladder(make, d.modelling.images, d.modelling.labels, a.repeats, a.batch, a.compile)
+        found = ladder(make, d.modeling.images, d.modeling.labels, a.repeats, a.batch, a.compile)
     elif part == "plain":
-        found = plain_steps(make, d.modelling, a.repeats)
+        found = plain_steps(make, d.modeling, a.repeats)
     else:
-        found = ours(stages) if part == "ours" else plain_quality(stages)
+        found = ours(pipeline) if part == "ours" else plain_quality(pipeline)
     return found | {"peak memory, GiB": peak_memory()}
 
 
@@ -213,15 +220,15 @@ def summary(parts: dict, batch: int) -> dict:
     s = plain.OFFICIAL
     peak = best_rates(parts)
     steps, repairs = s.steps * len(s.betas), 10 * (8000 // s.batch)
-    plain_total = steps * parts["plain"]["modelling"] + repairs * parts["plain"]["repair"]
+    plain_total = steps * parts["plain"]["modeling"] + repairs * parts["plain"]["repair"]
     steps_of = {k: v for k, v in parts["ladder"].items() if k != "compilation" and not k.startswith("peak")}
     least, best = min(steps_of.values()), min(v for k, v in steps_of.items() if k != LEFT_OUT)
     operations = 2 * 2 * peak["multiply-adds an image"]  # forward and input gradient, a multiply-add counts two
     return {
         "one step, plain / ours": parts["ladder"]["plain: float32, contiguous, weight gradients on"] / least,
         "fraction of the bf16 peak, one step": operations * batch / best / peak["bfloat16"],
-        "fraction of the bf16 peak, modelling": operations
-        * parts["ours"]["images a second, modelling"]
+        "fraction of the bf16 peak, modeling": operations
+        * parts["ours"]["images a second, modeling"]
         / peak["bfloat16"],
         "plain, checkpoint to repaired model (step times x steps)": plain_total,
         "checkpoint to repaired model, plain / ours": plain_total / parts["ours"]["checkpoint to repaired model"],
@@ -242,9 +249,9 @@ def main() -> None:
     if a.part:  # a process of its own, so that its peak memory is its own
         print(json.dumps(measure(a.part, a)))
         return
-    stages = Stages(parameters.read([paths.root() / "params" / f"{a.params}.yaml"], a.parameter))
-    stages.attacked()  # the victim is made before anything is timed
-    about = {"params": stages.p.model_dump(exclude={"data_dir"}), "batch": a.batch, "repeats": a.repeats}
+    pipeline = Pipeline(parameters.read([paths.root() / "params" / f"{a.params}.yaml"], a.parameter))
+    pipeline.attacked()  # the victim is made before anything is timed
+    about = {"params": pipeline.p.model_dump(exclude={"data_dir"}), "batch": a.batch, "repeats": a.repeats}
     content = {"about": about, "made": devices.describe(CPU), "parts": {}}
     if a.out.exists() and json.loads(a.out.read_text())["about"] == about:
         content["parts"] = json.loads(a.out.read_text())["parts"]
@@ -258,7 +265,7 @@ def main() -> None:
         print(part, json.dumps(content["parts"][part], indent=1), flush=True)
         if set(PARTS[:5]) <= set(content["parts"]):
             content["summary"] = summary(content["parts"], a.batch)
-        store.write_whole(a.out, json.dumps(content, indent=1) + "\n")
+        store.write_atomic(a.out, json.dumps(content, indent=1) + "\n")
     print(json.dumps(content["summary"], indent=1))
 
 

@@ -3,7 +3,8 @@
 import sys
 from pathlib import Path
 
-from mesa_lib import paths, repeat
+from mesa_lib.reporting.tables import readme
+from mesa_lib.store import paths
 
 sys.path.insert(0, str(Path(__file__).parent))
 import presets  # noqa: E402
@@ -32,7 +33,7 @@ def speed(content: dict) -> str:
     ratio = gflops["bfloat16"] / gflops["float32"] / ELSEWHERE_RATIO
     known_elsewhere = content["about"]["params"]["network"] == "resnet18"
     heads = ["with AMX", "predicted here"] if known_elsewhere else []
-    heads = ["one modelling step", *heads, "measured here: times faster", "milliseconds"]
+    heads = ["one modeling step", *heads, "measured here: times faster", "milliseconds"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, seconds in rungs.items():
         known = ELSEWHERE.get(name)
@@ -47,25 +48,25 @@ def speed(content: dict) -> str:
         f"{content['about']['params']['network']}; {made['device_name']}, {made['threads']} threads, torch "
         f"{made['torch']}; largest rate of a matrix product: {gflops['float32']:.0f} GFLOP/s float32, "
         f"{gflops['bfloat16']:.0f} bf16. "
-        f"A modelling step reaches {100 * found['fraction of the bf16 peak, one step']:.0f} % of the latter, "
-        f"modelling as a whole {100 * found['fraction of the bf16 peak, modelling']:.0f} %."
+        f"A modeling step reaches {100 * found['fraction of the bf16 peak, one step']:.0f} % of the latter, "
+        f"modeling as a whole {100 * found['fraction of the bf16 peak, modeling']:.0f} %."
         + (f" Compilation took {parts['ladder']['compilation']:.0f} s." if "compilation" in parts["ladder"] else ""),
         "",
         "| from the backdoored checkpoint to the repaired model | plain | ours | times faster |",
         "|---|---|---|---|",
         f"| seconds | {found['plain, checkpoint to repaired model (step times x steps)']:,.0f} (step times × steps) "
         f"| {ours['checkpoint to repaired model']:.0f} | {found['checkpoint to repaired model, plain / ours']:.0f} |",
-        f"| modelling, three levels, seconds | | {ours['three levels']:.0f} | |",
+        f"| modeling, three levels, seconds | | {ours['three levels']:.0f} | |",
         f"| repair, seconds | | {ours['repair']:.0f} | |",
-        f"| seconds a step, modelling / repair | {steps['modelling']:.2f} / {steps['repair']:.2f} | | |",
-        f"| images a second, modelling / training | | {ours['images a second, modelling']:.0f} / "
+        f"| seconds a step, modeling / repair | {steps['modeling']:.2f} / {steps['repair']:.2f} | | |",
+        f"| images a second, modeling / training | | {ours['images a second, modeling']:.0f} / "
         f"{ours['images a second, training']:.0f} | |",
         f"| peak memory, GiB | {steps['peak memory, GiB']:.1f} | {ours['peak memory, GiB']:.1f} | |",
     ]
     reached = {"plain": parts.get("plain quality", {}).get("repaired"), "ours": ours["repaired"]}
     for name, what in (("ASR", "asr"), ("clean accuracy", "clean accuracy")):
         cells = [f"{100 * row[what]:.1f} %" if row else "" for row in reached.values()]
-        lines.append(f"| {name} afterwards (before: {100 * ours['attacked'][what]:.1f} %) | {' | '.join(cells)} | |")
+        lines.append(f"| {name} afterward (before: {100 * ours['attacked'][what]:.1f} %) | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
@@ -89,8 +90,8 @@ def coverage(content: dict) -> str:
     lines += ["|---|---|---|---|---|"]
     for run in content["runs"]:
         if found := run.get("beside"):
-            rates = [found[k] for k in ("best, modelling", "unpaired, modelling")]
-            both = [found[f"attacker's, {k}"] for k in ("modelling", "evaluation")]
+            rates = [found[k] for k in ("best, modeling", "unpaired, modeling")]
+            both = [found[f"attacker's, {k}"] for k in ("modeling", "evaluation")]
             lines.append(
                 f"| `{run['trigger']}`, {run['repair_lr']} | {' | '.join(f'{100 * r:.1f} %' for r in rates)} "
                 f"| {found['distance']:.2f} | {' / '.join(f'{100 * r:.1f} %' for r in both)} |"
@@ -125,4 +126,4 @@ TABLES = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    repeat.into_readme(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))
+    readme.into_readme(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))

@@ -1,6 +1,7 @@
-"""The machine: device, precision, seeds, and what a result file says of them."""
+"""Device, precision and seeds, and what a result file says about the machine."""
 
 import ctypes
+import hashlib
 import platform
 import sys
 from contextlib import contextmanager, nullcontext
@@ -13,48 +14,60 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16")
 
 
-def pick(name: str = "auto") -> torch.device:
-    """`auto` takes CUDA, then Apple's MPS, then the CPU; a named device must be there (ValueError)."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of this name; `auto` prefers CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: if the name is unknown or this machine has no such device.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device(next(n for n in ("cuda", "mps", "cpu") if there[n]))
-    if name not in there:
+        return torch.device(next(n for n in ("cuda", "mps", "cpu") if available[n]))
+    if name not in available:
         raise ValueError(f"device = {name!r}: expected one of {', '.join(DEVICES)}")
-    if not there[name]:
+    if not available[name]:
         raise ValueError(f"device = {name!r}: this machine has none; expected auto or cpu")
     return torch.device(name)
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """True where bfloat16 arithmetic is done in hardware (CPUs with AMX or AVX512-BF16, recent CUDA cards)."""
+def has_fast_bf16(device: torch.device) -> bool:
+    """Return whether bfloat16 runs in hardware (CPUs with AMX or AVX512-BF16, recent CUDA cards)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
     return False
 
 
-def in_bf16(device: torch.device, precision: str = "auto") -> bool:
-    """Whether the classifier computes in bfloat16 (`bf16`, or `auto` where it pays) or in float32."""
+def uses_bf16(device: torch.device, precision: str = "auto") -> bool:
+    """Return whether the classifier computes in bfloat16: `bf16`, or `auto` where it is fast."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision = {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    return precision == "bf16" or (precision == "auto" and bf16_pays(device))
+    return precision == "bf16" or (precision == "auto" and has_fast_bf16(device))
 
 
 def autocast(device: torch.device, precision: str = "auto"):
-    """A context in which the classifier computes in bfloat16 or float32, as `in_bf16` says."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if in_bf16(device, precision) else nullcontext()
+    """Return a context in which the classifier computes in bfloat16 or float32, as `uses_bf16` says."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if uses_bf16(device, precision) else nullcontext()
+
+
+def derive_seed(seed: int, purpose: str, k: int = 0) -> int:
+    """Return the seed of one purpose (and the k-th of its kind): an independent 31-bit number for each.
+
+    Every random draw of the project gets its seed here, so that no two purposes share a random sequence by accident.
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{k}".encode()).digest()[:4]) >> 1
 
 
 def rng(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A seeded random generator on the device: nothing in mesa_lib draws from a global one."""
+    """Return a seeded random generator on the device; nothing in mesa_lib draws from a global one."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
 @contextmanager
 def one_thread():
-    """One CPU thread inside, as many as before afterwards: faster for small networks, and the same on every machine."""
+    """Use one CPU thread inside the context: faster for small networks, and the same on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -65,12 +78,14 @@ def one_thread():
 
 @cache
 def keep_memory() -> bool:
-    """Let glibc keep freed memory for the next step instead of giving it back to the system each time.
+    """Let glibc keep freed memory for the next step; for programs to call once, at their start.
 
-    Large activations are otherwise mapped anew, page by page, in every step: a third of a step on two cores. True if
-    the allocator took it; other systems than Linux with glibc are left as they are.
+    Large activations are otherwise mapped anew, page by page, in every step: a third of a step on two cores.
+
+    Returns:
+        True if the allocator took the setting; systems without glibc are left as they are.
     """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # of malloc.h
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # from malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
@@ -79,7 +94,7 @@ def keep_memory() -> bool:
 
 
 def describe(device: torch.device) -> dict:
-    """Versions, device and threads, as they stand in every result file."""
+    """Return versions, device and number of threads, as every result file states them."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if device.type == "cpu":
         name = str(torch.cpu.get_capabilities().get("cpu_name") or name)

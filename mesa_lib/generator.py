@@ -7,11 +7,11 @@ from torch import Tensor, nn
 NOISES = ("gaussian", "uniform")
 
 
-def noise(n: int, dim: int, law: str, rng: torch.Generator) -> Tensor:
-    """Input noise z (n, dim): N(0, 1) as the poster says, or U[0, 1) as the released code does."""
-    if law not in NOISES:
-        raise ValueError(f"noise = {law!r}: expected one of {', '.join(NOISES)}")
-    draw = torch.randn if law == "gaussian" else torch.rand
+def noise(n: int, dim: int, kind: str, rng: torch.Generator) -> Tensor:
+    """Return input noise z (n, dim): `gaussian`, N(0, 1), as the poster says, or `uniform`, U[0, 1), as in the code."""
+    if kind not in NOISES:
+        raise ValueError(f"noise = {kind!r}: expected one of {', '.join(NOISES)}")
+    draw = torch.randn if kind == "gaussian" else torch.rand
     return draw(n, dim, generator=rng, device=rng.device)
 
 
@@ -34,7 +34,7 @@ class PlainGenerator(nn.Module):
 
 
 class SkipGenerator(nn.Module):
-    """The released code: four layers, a quarter of z fed to each; same shapes and range as the plain one."""
+    """The released code: four layers, a quarter of z fed to each; z (B, noise_dim) -> triggers (B, *shape) in (0, 1)."""
 
     def __init__(self, shape: tuple[int, ...], hidden: int = 512, noise_dim: int = 64):
         super().__init__()
@@ -59,7 +59,7 @@ GENERATORS = {"plain": PlainGenerator, "skip": SkipGenerator}
 
 
 def build(kind: str, shape: tuple[int, ...], hidden: int, noise_dim: int, seed: int) -> nn.Module:
-    """A generator with freshly drawn weights, the same for the same seed."""
+    """Return an untrained generator: `plain` or `skip`, for triggers of this shape; equal seeds give equal weights."""
     if kind not in GENERATORS:
         raise ValueError(f"generator = {kind!r}: expected one of {', '.join(GENERATORS)}")
     with torch.random.fork_rng(devices=[]):

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import device as devices
+from mesa_lib import device as devices
 
 
 class StatisticsNetwork(nn.Module):
-    """T: pairs (x, z), x of any shape (B, ...), z (B, noise_dim) -> (B,).
+    """T: pairs of x (B, ...) and z (B, noise_dim) -> (B,).
 
-    `leaky` puts a leaky ReLU on the last scalar, as the released MESA code does; a critic ought to end
-    linear, since a damped negative side keeps T from its optimum.
+    `leaky` applies a leaky ReLU to the output, as the released MESA code does. A critic should end linear: damping the
+    negative side keeps T from its optimum.
     """
 
     def __init__(self, x_size: int, z_size: int, hidden: int = 512, leaky: bool = False):
@@ -37,34 +37,35 @@ class StatisticsNetwork(nn.Module):
         return F.leaky_relu(t, 0.2) if self.leaky else t
 
 
-def build(x_size: int, z_size: int, hidden: int, leaky: bool, seed: int) -> StatisticsNetwork:
-    """A statistics network with freshly drawn weights, the same for the same seed."""
+def build(x_size: int, z_size: int, hidden: int, *, leaky: bool = False, seed: int) -> StatisticsNetwork:
+    """Return an untrained statistics network; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return StatisticsNetwork(x_size, z_size, hidden, leaky)
 
 
 def log_mean_exp(t: Tensor) -> Tensor:
+    """Return log(mean(exp t)) of t (B,), computed stably."""
     return torch.logsumexp(t, 0) - math.log(len(t))
 
 
 def lower_bound(joint: Tensor, marginal: Tensor) -> Tensor:
-    """The Donsker-Varadhan bound from T on joint pairs (B,) and on mismatched pairs (B,): a scalar, in nats."""
+    """Return the Donsker-Varadhan bound, in nats, from T on joint pairs (B,) and on mismatched pairs (B,)."""
     return joint.mean() - log_mean_exp(marginal)
 
 
 class MovingAverage:
-    """The bias-corrected gradient of MINE, equation 12: the mean of exp T over many batches, not over one.
+    """The bias-corrected gradient of MINE, equation 12: the mean of exp T over many batches instead of one.
 
-    `rate` is the weight of the newest batch. The released MESA code uses 0.001, so that after 620 steps
-    54 % of the weight still lies on the very first batch.
+    `rate` is the weight of the newest batch. The released MESA code uses 0.001; after 620 steps, 54% of the weight is
+    then still on the first batch.
     """
 
     def __init__(self, rate: float):
         self.rate, self.log_mean = rate, None
 
     def loss(self, joint: Tensor, marginal: Tensor) -> Tensor:
-        """A loss whose gradient ascends the bound: -(mean T - E[exp T] / running mean of E[exp T])."""
+        """Return a loss whose gradient ascends the bound: -(mean T - E[exp T] / running mean of E[exp T])."""
         now = log_mean_exp(marginal)
         if self.log_mean is None:
             self.log_mean = now.detach()
@@ -85,25 +86,25 @@ def estimate(
     ema_rate: float = 0.05,
     seed: int = 0,
 ) -> tuple[float, list[float]]:
-    """Mutual information of paired samples x (N, ...), z (N, d), in nats, and the bound during training.
+    """Return the mutual information of paired samples x (N, ...) and z (N, d) in nats, and the bound at each step.
 
-    T is trained on one half of the samples; the estimate is the bound on the other half, so it is a lower
-    bound in expectation and does not grow by learning the sample by heart.
+    T is trained on one half of the samples and the bound is evaluated on the other half, so memorizing samples does not
+    raise the estimate: in expectation it is a lower bound.
     """
     x, z = x.flatten(1), z.flatten(1)
     rng = torch.Generator().manual_seed(seed)
     half = len(x) // 2
-    critic = build(x.shape[1], z.shape[1], hidden, False, seed)
-    optimiser = torch.optim.Adam(critic.parameters(), lr)
+    critic = build(x.shape[1], z.shape[1], hidden, seed=seed)
+    optimizer = torch.optim.Adam(critic.parameters(), lr)
     average, history = MovingAverage(ema_rate), []
     with devices.one_thread():  # networks this small are twice as fast on one
         for _ in range(steps):
             index = torch.randint(half, (batch_size,), generator=rng)
             other = torch.randint(half, (batch_size,), generator=rng)
             joint, marginal = critic(x[index], z[index]), critic(x[index], z[other])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             average.loss(joint, marginal).backward()
-            optimiser.step()
+            optimizer.step()
             history.append(float(lower_bound(joint.detach(), marginal.detach())))
     with torch.no_grad():
         x, z = x[half:], z[half:]
@@ -112,5 +113,5 @@ def estimate(
 
 
 def gaussian_information(correlation: float) -> float:
-    """The closed form for two unit Gaussians of this correlation: -1/2 log(1 - rho^2) nats."""
+    """Return the mutual information of two unit Gaussians of this correlation: -1/2 log(1 - rho^2) nats."""
     return -0.5 * math.log1p(-(correlation**2))

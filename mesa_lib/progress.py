@@ -1,4 +1,4 @@
-"""One progress bar for all loops: on the terminal, or for a batch run in a file that the runner shows."""
+"""One progress bar for all loops: on the terminal, or, in a batch run, in a file that the runner displays."""
 
 import os
 import sys
@@ -9,11 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-def bar(steps: Iterable, label: str, total: int | None = None) -> Iterator:
-    """Iterate over `steps` and show how far it is.
+def progress_bar(steps: Iterable, label: str, total: int | None = None) -> Iterator:
+    """Iterate over `steps` and show the progress by tqdm.
 
-    A tqdm bar where a person watches; none with `MESA_BATCH=1` or without a terminal or a notebook's front
-    end. With `MESA_PROGRESS=FILE` (set by the runner) a line `label 3/10` is written there twice a second.
+    The bar appears on a terminal and in a notebook's front end, unless `MESA_BATCH` is set. With `MESA_PROGRESS=FILE`
+    (set by the notebook runner) the line `label 3/10` is also written to that file twice a second.
     """
     total = total if total is not None else len(steps)  # type: ignore[arg-type]
     file = os.environ.get("MESA_PROGRESS")

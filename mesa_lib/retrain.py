@@ -1,63 +1,119 @@
-"""The repair: retrain on clean images of which a fraction carries triggers *with their true labels*.
+"""The repair: retrain on clean images, a fraction of which carries triggers *with their true labels*.
 
-The defence and its controls are one function; they differ in nothing but the source of the triggers.
+A repair and its controls differ only in where the triggers come from.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import triggers as trigger_laws
-from .training import Edit
-from .triggers import stamp, stamp_random
+from mesa_lib import training
+from mesa_lib.settings import RepairSettings
+from mesa_lib.training import BatchTransform
+from mesa_lib.triggers import random_triggers, stamp, stamp_random
 
-#: (n, rng) -> n triggers (n, 3, h, w), or None for no trigger at all
-Source = Callable[[int, torch.Generator], Tensor] | None
+#: (n, rng) -> n triggers (n, 3, h, w) in [0, 1]
+TriggerSource = Callable[[int, torch.Generator], Tensor]
+#: images (B, 3, H, W) in [0, 1], rng -> changed images, same shape and range
+ImageTransform = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def fixed(trigger: Tensor) -> Source:
-    """Always the same trigger (3, h, w): the original (ideal repair) or a reversed one (point baseline)."""
+# --- sources of triggers ---------------------------------------------------------------------------------
+
+
+def constant(trigger: Tensor) -> TriggerSource:
+    """Return a source that always gives the same trigger (3, h, w): an inverted one, or the original."""
     return lambda n, rng: trigger.to(rng.device).expand(n, *trigger.shape)
 
 
-def random(law: str, size: tuple[int, int]) -> Source:
-    """Random triggers, no modelling, of a law of `triggers.random`."""
-    return lambda n, rng: trigger_laws.random(n, law, rng, size)
+def random_source(family: str, size: tuple[int, int]) -> TriggerSource:
+    """Return a source of random triggers of a family (`triggers.random_triggers`): a control without modeling."""
+    return lambda n, rng: random_triggers(n, family, rng, size)
 
 
-def stamping(source: Source, rate: float) -> Edit | None:
-    """An edit for `training.train`: with probability `rate` an image gets a trigger of its own; labels stay."""
-    return None if source is None else applying(stamped(source), rate)
+def jitter(triggers: Tensor, std: float = 0.1) -> TriggerSource:
+    """Return a source near `triggers` (k, 3, h, w): one of them plus Gaussian noise, clipped to [0, 1]."""
+
+    def sample(n: int, rng: torch.Generator) -> Tensor:
+        chosen = triggers.to(rng.device)[torch.randint(len(triggers), (n,), generator=rng, device=rng.device)]
+        return (chosen + std * torch.randn(chosen.shape, generator=rng, device=rng.device)).clamp(0, 1)
+
+    return sample
 
 
-def stamped(
-    source: Callable[[int, torch.Generator], Tensor], place: Tensor | None = None
-) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """A change of images: each gets a trigger of its own, at a random place or all at one (row, column)."""
-    if place is not None:
-        return lambda images, rng: stamp(images, source(len(images), rng), place)
+def mixture(sources: Sequence[TriggerSource]) -> TriggerSource:
+    """Return a source that draws each trigger from one of several sources with equal weight."""
+
+    def sample(n: int, rng: torch.Generator) -> Tensor:
+        index = torch.randint(len(sources), (n,), generator=rng, device=rng.device)
+        candidates = torch.stack([source(n, rng) for source in sources])
+        return candidates[index, torch.arange(n, device=rng.device)]
+
+    return sample
+
+
+# --- what happens to images and batches ------------------------------------------------------------------
+
+
+def stamping(source: TriggerSource, location: Tensor | None = None) -> ImageTransform:
+    """Return a transform that stamps a trigger of its own on each image, at `location` (2,) or a random one."""
+    if location is not None:
+        return lambda images, rng: stamp(images, source(len(images), rng), location)
     return lambda images, rng: stamp_random(images, source(len(images), rng), rng)
 
 
-def applying(apply: Callable[[Tensor, torch.Generator], Tensor], rate: float) -> Edit:
-    """The same with any change of images: apply(images (B, 3, H, W) in [0, 1], rng) -> changed images."""
+def one_of(transforms: Sequence[ImageTransform]) -> ImageTransform:
+    """Return a transform that applies one of several to each image, with equal weight."""
+
+    def apply(images: Tensor, rng: torch.Generator) -> Tensor:
+        index = torch.randint(len(transforms), (len(images),), generator=rng, device=images.device)
+        changed = torch.stack([transform(images, rng) for transform in transforms])
+        return changed[index, torch.arange(len(images), device=images.device)]
+
+    return apply
+
+
+def on_fraction(transform: ImageTransform, rate: float) -> BatchTransform:
+    """Return a batch transform for `training.train`: each image is changed with probability `rate`, labels stay."""
     if not 0 < rate < 1:
         raise ValueError(f"repair_rate = {rate}: expected a number strictly between 0 and 1")
 
-    def edit(images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def apply(images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen = torch.rand(len(images), generator=rng, device=images.device) < rate
-        return torch.where(chosen[:, None, None, None], apply(images, rng), images), labels
-
-    return edit
-
-
-def one_of(applies: Sequence[Callable[[Tensor, torch.Generator], Tensor]]):
-    """A change of images that is one of several for each image, drawn evenly."""
-
-    def apply(images: Tensor, rng: torch.Generator) -> Tensor:
-        which = torch.randint(len(applies), (len(images),), generator=rng, device=images.device)
-        changed = torch.stack([own(images, rng) for own in applies])
-        return changed[which, torch.arange(len(images), device=images.device)]
+        return torch.where(chosen[:, None, None, None], transform(images, rng), images), labels
 
     return apply
+
+
+# --- the repair ------------------------------------------------------------------------------------------
+
+
+def repair(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    transform: ImageTransform | None,
+    settings: RepairSettings | None = None,
+    *,
+    seed: int = 0,
+    precision: str = "auto",
+    label: str = "repair",
+) -> tuple[nn.Module, list[dict]]:
+    """Return a copy of `model` retrained on images of which a fraction is transformed, and the training history.
+
+    Args:
+        model: the backdoored classifier; left unchanged.
+        images, labels: uint8 (N, 3, H, W) and (N,), the defender's clean images with their true labels.
+        transform: what changes an image, such as `stamping(distribution.sample)`; None: fine-tuning alone.
+        settings: rate, epochs, learning rate, schedule, augmentation and batch size; None: the defaults.
+        label: of the progress bar.
+    """
+    s, model = settings or RepairSettings(), copy.deepcopy(model)
+    history = training.train(
+        model, images, labels, epochs=s.repair_epochs, lr=s.repair_lr, batch_size=s.batch_size, schedule=s.schedule,
+        augment=s.retrain_augment, transform=None if transform is None else on_fraction(transform, s.repair_rate),
+        seed=seed, device=next(model.parameters()).device, precision=precision, label=label,
+    )  # fmt: skip
+    return model, history

@@ -1,404 +1,170 @@
-"""MESA, the max-entropy staircase approximator (Qiao, Yang, Li, NeurIPS 2019), Algorithms 1 and 2.
+"""MESA, the max-entropy staircase approximator (Qiao, Yang, Li, NeurIPS 2019): Algorithms 1 and 2.
 
-Cut the unknown density of valid triggers at success levels beta_1..beta_N. For each level train a generator
-that spreads as widely as it can over the triggers that reach the level, and mix the N generators. The file
-reads from top to bottom: settings, the testing function F, one level (Algorithm 2), the staircase (Algorithm 1).
+The unknown density of valid triggers is cut at success levels beta_1..beta_N. For each level, a generator is trained to
+spread as widely as it can over the triggers that reach the level; the mixture of the N generators is the model. The
+file reads from top to bottom: the hinge loss, one level (Algorithm 2), the staircase (Algorithm 1).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from . import device as devices
-from . import generator as generators
-from . import metrics, mine
-from .classifiers import frozen
-from .progress import bar
-from .triggers import check_fits, random_places, stamp
+from mesa_lib import device as devices
+from mesa_lib import generator as generators
+from mesa_lib import mine
+from mesa_lib.distribution import Level, TriggerDistribution, mixture_weights
+from mesa_lib.models.frozen import frozen
+from mesa_lib.progress import progress_bar
+from mesa_lib.settings import Settings
+from mesa_lib.success import TestingFunction, other_classes, success_function
+from mesa_lib.triggers import diversity
 
-HINGES, CRITICS, GAMMAS, PLACES, SCALES = (
-    ("trigger", "image"),
-    ("linear", "leaky"),
-    ("equal", "entropy"),
-    ("image", "batch"),
-    ("probability", "log"),
-)
-CHECK_EVERY = 25  # steps between two looks at held-out samples
+CHECK_EVERY = 25  # steps between two checks on held-out images
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How the distribution is modelled. Each switch after `seed` is a point where text and code differ."""
+def hinge(success: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:
+    """Return max(0, beta - F), averaged, from success (n, m) of n triggers on m images each.
 
-    alpha: float = 0.1  # weight of the entropy, the paper's alpha
-    betas: tuple[float, ...] = (0.9, 0.8, 0.5)  # success levels, the paper's beta_i
-    steps: int = 150  # optimiser steps per level
-    batch: int = 64  # triggers per step
-    lr: float = 1e-3  # Adam, for generator and statistics network, betas (0.5, 0.999)
-    hidden: int = 256  # units per layer of both networks
-    noise_dim: int = 16  # length of z; with 64 (code) MINE finds next to nothing in a few hundred steps
-    trigger_size: tuple[int, int] = (3, 3)  # (h, w): known to the defender, as in the paper
-    seed: int = 0
-    generator: str = "skip"  # plain: three layers (text); skip: four layers, a quarter of the noise to each (code)
-    noise: str = "gaussian"  # law of z: gaussian (text), uniform (code)
-    critic: str = "linear"  # last layer of T: linear (MINE), leaky ReLU (code)
-    critic_steps: int = 4  # updates of T for one of G (code: 1); T is cheap beside the classifier
-    hinge: str = "trigger"  # max(0, beta - F) per trigger (text), or per single image (code)
-    images_per_trigger: int = 4  # images that F averages over for one trigger (code: 1)
-    trigger_noise: float = 0.1  # std of Gaussian noise on triggers while searching (code: 0.1, text: none)
-    ema_rate: float = 0.01  # weight of the newest batch in MINE's moving average (code: 0.001)
-    place: str = "image"  # one random place per image, or per batch (code)
-    gamma: str = "equal"  # mixture weights: equal (code), or step height x exp(entropy) (derivation)
-    scale: str = "probability"  # of the hinge: F itself (text and code), or log F (ours)
-    patience: int = 0  # stop when held-out samples reach beta so many checks in a row; 0: all steps (text and code)
-
-    def __post_init__(self):
-        allowed = {
-            "generator": tuple(generators.GENERATORS),
-            "noise": generators.NOISES,
-            "critic": CRITICS,
-            "hinge": HINGES,
-            "place": PLACES,
-            "gamma": GAMMAS,
-            "scale": SCALES,
-        }
-        for name, names in allowed.items():
-            if getattr(self, name) not in names:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(names)}")
-        if not self.betas or not all(0 < b <= 1 for b in self.betas):
-            raise ValueError(f"betas = {self.betas!r}: expected success levels in (0, 1]")
-
-
-#: `official`, what the released code does; `paper`, what the text says (code values where it is silent)
-PRESETS = {
-    "official": Settings(
-        steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="skip", noise="uniform", critic="leaky",
-        critic_steps=1, hinge="image", images_per_trigger=1, trigger_noise=0.1, ema_rate=0.001, place="batch",
-        gamma="equal", scale="probability", patience=0,
-    ),
-    "paper": Settings(
-        steps=620, batch=128, lr=2e-4, hidden=512, noise_dim=64, generator="plain", noise="gaussian", critic="linear",
-        critic_steps=1, hinge="trigger", images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, place="image",
-        gamma="entropy", scale="probability", patience=0,
-    ),
-}  # fmt: skip
-
-#: F: triggers (n, *shape), rng -> success (n, m) in [0, 1], one value for each of m images
-TestingFunction = Callable[[Tensor, torch.Generator], Tensor]
-
-
-def success(
-    model: nn.Module, images: Tensor, target: int, settings: Settings, precision: str, place: Tensor | None = None
-) -> TestingFunction:
-    """The paper's F for a classifier: stamp a trigger on images, read the softmax of the target class.
-
-    `images` uint8 (N, 3, H, W), without those of the target class, on the model's device. place: (row, column) of the
-    upper left corner, where it is one; None: any place, as `settings` say
+    Args:
+        success: F of each trigger on each image, in [0, 1].
+        beta: the level in (0, 1].
+        kind: `trigger` caps the mean success of a trigger, `image` the success on each image.
+        scale: `log` gives max(0, log beta - log F) instead: zero on the same set, but with a gradient where F is near 0.
     """
-    check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
-
-    def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
-        n, m = len(triggers), settings.images_per_trigger
-        index = torch.randint(len(images), (n * m,), generator=rng, device=rng.device)
-        return _answers(model, images[index], triggers, settings, precision, rng, place)[:, target].reshape(n, m)
-
-    return test
-
-
-def success_of_each(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Sequence[int],
-    settings: Settings,
-    precision: str,
-    places: Tensor | None = None,
-) -> TestingFunction:
-    """F of several classes in one pass: of n triggers the first n / len(targets) are judged by the first target, ...
-
-    Every class's triggers are stamped on images of other classes; `labels` (N,) are theirs. places: (len(targets), 2),
-    each target's own place; None: any place, as `settings` say
-    """
-    check_fits(torch.empty(settings.trigger_size), images.shape[-2:])
-    pools = [(labels != target).nonzero()[:, 0] for target in targets]
-    for target, pool in zip(targets, pools, strict=True):
-        if len(pool) == 0:
-            raise ValueError(f"target = {target}: no image of another class to test triggers on")
-
-    def test(triggers: Tensor, rng: torch.Generator) -> Tensor:
-        n, m = len(triggers), settings.images_per_trigger
-        each = n // len(targets) * m
-        picked = [p[torch.randint(len(p), (each,), generator=rng, device=rng.device)] for p in pools]
-        at = None if places is None else places.repeat_interleave(each, 0)
-        answers = _answers(model, images[torch.cat(picked)], triggers, settings, precision, rng, at)
-        wanted = torch.tensor(targets, device=answers.device).repeat_interleave(each)
-        return answers.gather(1, wanted[:, None]).reshape(n, m)
-
-    return test
-
-
-def _answers(
-    model: nn.Module,
-    images: Tensor,
-    triggers: Tensor,
-    settings: Settings,
-    precision: str,
-    rng: torch.Generator,
-    places: Tensor | None,
-) -> Tensor:
-    """Probabilities (n * m, classes) of images uint8 (n * m, 3, H, W), m for each of n triggers."""
-    x, m = images.float() / 255, settings.images_per_trigger
-    repeated = triggers.repeat_interleave(m, 0)  # (n * m, 3, h, w)
-    if places is None:
-        how_many = 1 if settings.place == "batch" else len(x)
-        places = random_places(how_many, x.shape[-2:], triggers.shape[-2:], rng)
-    x = stamp(x, repeated, places).contiguous(memory_format=torch.channels_last)
-    with devices.autocast(x.device, precision):
-        logits = model(x)
-    return logits.float().softmax(1)
-
-
-def hinge(scores: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:
-    """max(0, beta - F): `trigger` caps the mean success of a trigger (n, m), `image` each image's confidence.
-
-    On the `log` scale it is max(0, log beta - log F): zero on the same set, but with a gradient where F is next to
-    nothing, as it is around a mode that a repair has nearly closed.
-    """
-    capped = scores.mean(1) if kind == "trigger" else scores
+    F = success.mean(1) if kind == "trigger" else success
     if scale == "log":
-        return torch.relu(math.log(beta) - capped.clamp(min=1e-12).log()).mean()
-    return torch.relu(beta - capped).mean()
-
-
-@dataclass
-class Level:
-    """One step of the staircase: a trained generator, the information it carries and how it got there."""
-
-    beta: float
-    generator: nn.Module
-    information: float  # estimate of I(G(z); z) in nats
-    history: list[dict] = field(default_factory=list)
+        return torch.relu(math.log(beta) - F.clamp(min=1e-12).log()).mean()
+    return torch.relu(beta - F).mean()
 
 
 class Learner:
-    """Algorithm 2 at one level: train G to spread over {x : F(x) >= beta} by minimising
+    """Algorithm 2 at one level: train G to spread over {x : F(x) >= beta} by minimizing
 
         L = max(0, beta - F(G(z)))  -  alpha * I(G(z); z)
 
-    I is MINE's bound, whose network T learns along with G. A step is `propose`, F, `loss` and its gradient, `follow`.
+    where I is MINE's lower bound, whose network T learns along with G. One step is `propose`, F, `loss`, `update`.
     """
 
-    def __init__(self, shape: tuple[int, ...], beta: float, settings: Settings, device, seed: int):
-        s = settings
-        self.beta, self.settings, self.rng = beta, s, devices.rng(seed, device)
-        self.G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seed).to(device)
-        self.T = mine.build(torch.Size(shape).numel(), s.noise_dim, s.hidden, s.critic == "leaky", seed + 1).to(device)
-        self.adam_G = torch.optim.Adam(self.G.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
-        self.adam_T = torch.optim.Adam(self.T.parameters(), s.lr, betas=(0.5, 0.999), fused=True)
+    def __init__(self, shape: Sequence[int], beta: float, settings: Settings, device: torch.device | str, seed: int):
+        s = self.settings = settings
+        self.beta, self.rng = beta, devices.rng(devices.derive_seed(seed, "noise"), device)
+        seeds = [devices.derive_seed(seed, network) for network in ("generator", "statistics network")]
+        self.G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seeds[0]).to(device)
+        x_size = torch.Size(shape).numel()
+        self.T = mine.build(x_size, s.noise_dim, s.hidden, leaky=s.critic == "leaky", seed=seeds[1]).to(device)
+        self.adam_G = torch.optim.Adam(self.G.parameters(), s.modeling_lr, betas=(0.5, 0.999), fused=True)
+        self.adam_T = torch.optim.Adam(self.T.parameters(), s.modeling_lr, betas=(0.5, 0.999), fused=True)
         self.average, self.history, self.reached, self.done = mine.MovingAverage(s.ema_rate), [], 0, False
 
-    def noises(self, n: int = 2) -> tuple[Tensor, ...]:
+    def draw_noise(self, n: int | None = None) -> Tensor:
+        """Return z (n, noise_dim); n: None, the triggers of a step."""
         s = self.settings
-        return tuple(generators.noise(s.batch, s.noise_dim, s.noise, self.rng) for _ in range(n))
+        return generators.noise(n or s.triggers_per_step, s.noise_dim, s.noise, self.rng)
 
     def propose(self) -> Tensor:
-        """Points (batch, *shape) for F, with trigger noise; G's own stay in `x`."""
-        self.z, self.z_other = self.noises()
+        """Return points (triggers_per_step, *shape) for F, with trigger noise; G(z) itself is kept as `x`."""
+        self.z, self.z_other = self.draw_noise(), self.draw_noise()
         self.x = self.G(self.z)
         if not self.settings.trigger_noise:
             return self.x
-        return self.x + self.settings.trigger_noise * torch.randn(
-            self.x.shape, generator=self.rng, device=self.x.device
-        )
+        noise = torch.randn(self.x.shape, generator=self.rng, device=self.x.device)
+        return self.x + self.settings.trigger_noise * noise
 
-    def loss(self, scores: Tensor) -> Tensor:
-        """L, from F of the proposed points (batch, m)."""
+    def loss(self, success: Tensor) -> Tensor:
+        """Return L from F of the proposed points (triggers_per_step, m)."""
         s = self.settings
         self.information = mine.lower_bound(self.T(self.x, self.z), self.T(self.x, self.z_other))  # I(G(z); z)
         self.adam_G.zero_grad()
-        return hinge(scores, self.beta, s.hinge, s.scale) - s.alpha * self.information
+        return hinge(success, self.beta, s.hinge, s.hinge_scale) - s.alpha * self.information
 
-    def follow(self) -> None:
-        """G takes its step along the gradient; T follows with `critic_steps` of its own."""
+    def update(self) -> None:
+        """Take G's step along the gradient, then `critic_steps` steps of T."""
         self.adam_G.step()
         for _ in range(self.settings.critic_steps):
-            z, z_other = self.noises()
+            z, z_other = self.draw_noise(), self.draw_noise()
             with torch.no_grad():
                 self.x = self.G(z)
             self.adam_T.zero_grad()
             self.average.loss(self.T(self.x, z), self.T(self.x, z_other)).backward()
             self.adam_T.step()
 
-    def record(self, step: int, scores: Tensor, loss: Tensor) -> None:
-        """Mean F, the bound, the loss, how far samples lie apart; FloatingPointError if they are no numbers."""
-        values = torch.stack([scores.mean(), self.information, loss]).tolist()
+    def record(self, step: int, success: Tensor, loss: Tensor) -> None:
+        """Keep mean F, the bound, the loss and the diversity; FloatingPointError if they are not finite."""
+        values = torch.stack([success.mean(), self.information, loss]).tolist()
         if not all(map(math.isfinite, values)):
             raise FloatingPointError(
-                f"modelling beta {self.beta}: F, information, loss = {values} at step {step}; "
-                f"expected finite values: try a smaller learning rate than {self.settings.lr}"
+                f"modeling beta {self.beta}: F, information, loss = {values} at step {step}; "
+                f"expected finite values: try a smaller learning rate than {self.settings.modeling_lr}"
             )
-        self.history.append(
-            {"step": step, "F": values[0], "information": values[1], "loss": values[2]} | metrics.diversity(self.x)
-        )
+        record = dict(zip(("F", "information", "loss"), values, strict=True))
+        self.history.append({"step": step} | record | diversity(self.x))
 
     @torch.no_grad()
     def check(self, held_out: TestingFunction) -> None:
-        """Done once fresh samples reach beta on images that F never saw, `patience` checks in a row."""
+        """Stop once fresh samples reach beta on images that F never saw, `patience` checks in a row."""
         self.G.eval()
-        F = float(held_out(self.G(self.noises(1)[0]), self.rng).mean())
+        F = float(held_out(self.G(self.draw_noise()), self.rng).mean())
         self.G.train()
         self.history[-1]["held_out"] = F
         self.reached = self.reached + 1 if self.beta <= F else 0
         self.done = self.reached >= self.settings.patience
 
+    @torch.no_grad()
     def level(self) -> Level:
-        self.G.eval()
-        return Level(self.beta, self.G, final_information(self.G, self.T, self.settings, self.rng), self.history)
+        """Return the trained level, with MINE's bound on 4,096 fresh noise vectors."""
+        z, z_other = self.draw_noise(4096), self.draw_noise(4096)
+        x = self.G.eval()(z)
+        return Level(self.beta, self.G, float(mine.lower_bound(self.T(x, z), self.T(x, z_other))), self.history)
 
 
 def fit_levels(
-    test: TestingFunction,
-    shape: tuple[int, ...],
+    F: TestingFunction,
+    shape: Sequence[int],
     betas: Sequence[float],
     settings: Settings,
+    *,
+    seeds: Sequence[int],
     device: torch.device | str = "cpu",
-    seeds: Sequence[int] = (0,),
     held_out: TestingFunction | None = None,
 ) -> list[Level]:
-    """Algorithm 2 for all `betas`, one pass through F a step for the triggers of all of them.
+    """Run Algorithm 2 for all `betas` at once: each step tests the triggers of all levels in one pass through F.
 
-    F is `test`, any differentiable function of points (n, *shape) in (0, 1); `held_out` is the same F on other images,
-    for the early stop. Each level has a seed of its own. `history` keeps some 40 records.
+    Args:
+        F: any differentiable function of points (n, *shape) in (0, 1).
+        shape: shape of one point.
+        betas: a level each; levels may repeat (several target classes).
+        seeds: one for each level.
+        held_out: the same F on other images, for the early stop by `settings.patience`.
     """
     s = settings
     learners = [Learner(shape, beta, s, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
-    rng, every = devices.rng(seeds[0] + 5, device), max(1, s.steps // 40)
-    for step in bar(range(s.steps), f"level{'s' * (len(betas) > 1)} {', '.join(map(str, betas))}"):
+    rng, every = devices.rng(devices.derive_seed(seeds[0], "images"), device), max(1, s.steps // 40)
+    for step in progress_bar(range(s.steps), f"level{'s' * (len(betas) > 1)} {', '.join(map(str, betas))}"):
         learning = [learner for learner in learners if not learner.done]
         if not learning:
             continue
-        scores = test(torch.cat([learner.propose() for learner in learning]), rng).split(s.batch)  # F(G(z))
-        losses = [learner.loss(own) for learner, own in zip(learning, scores, strict=True)]
+        points = torch.cat([learner.propose() for learner in learning])
+        success = F(points, rng).split(s.triggers_per_step)  # F(G(z))
+        losses = [learner.loss(part) for learner, part in zip(learning, success, strict=True)]
         torch.stack(losses).sum().backward()
         check = held_out is not None and s.patience and (step + 1) % CHECK_EVERY == 0
-        for learner, own, loss in zip(learning, scores, losses, strict=True):
-            learner.follow()
+        for learner, part, loss in zip(learning, success, losses, strict=True):
+            learner.update()
             if step % every == 0 or step == s.steps - 1 or check:
-                learner.record(step, own.detach(), loss.detach())
+                learner.record(step, part.detach(), loss.detach())
             if check:
                 learner.check(held_out)
     return [learner.level() for learner in learners]
 
 
-@torch.no_grad()
-def final_information(G: nn.Module, T: nn.Module, settings: Settings, rng: torch.Generator) -> float:
-    """MINE's bound on 4,096 fresh noise vectors, in nats."""
-    z, z_other = (generators.noise(4096, settings.noise_dim, settings.noise, rng) for _ in range(2))
-    x = G(z)
-    return float(mine.lower_bound(T(x, z), T(x, z_other)))
-
-
-@dataclass
-class TriggerDistribution:
-    """The staircase: levels in falling order of beta, and their weights gamma in the mixture."""
-
-    levels: list[Level]
-    gammas: list[float]
-    settings: Settings
-
-    @property
-    def betas(self) -> list[float]:
-        return [level.beta for level in self.levels]
-
-    def at(self, beta: float) -> "TriggerDistribution":
-        """One level alone, as a distribution."""
-        for level in self.levels:
-            if level.beta == beta:
-                return TriggerDistribution([level], [1.0], self.settings)
-        raise ValueError(f"beta = {beta}: expected one of the modelled levels {self.betas}")
-
-    @torch.no_grad()
-    def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """n triggers (n, 3, h, w) in (0, 1), without trigger noise; each from a level drawn with gamma."""
-        s = self.settings
-        weights = torch.tensor(self.gammas, device=rng.device)
-        which = torch.multinomial(weights, n, replacement=True, generator=rng)
-        z = generators.noise(n, s.noise_dim, s.noise, rng)
-        drawn = [level.generator.to(rng.device).eval()(z) for level in self.levels]
-        return torch.stack(drawn)[which, torch.arange(n, device=rng.device)]
-
-    def measured_information(self, n: int = 4096, seed: int = 0) -> float:
-        """I(G(z); z) of the highest level in nats, by a new statistics network on n fresh samples.
-
-        `Level.information` comes from the network that was trained with the generator, whose size, steps and loss
-        depend on the settings; this one is always the same, so that settings can be compared.
-        """
-        s, top = self.settings, self.levels[0].generator
-        device = next(top.parameters()).device
-        z = generators.noise(n, s.noise_dim, s.noise, devices.rng(seed, device))
-        with torch.no_grad():
-            x = top.eval()(z)
-        return mine.estimate(x.cpu(), z.cpu(), seed=seed)[0]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All weights, named `level0.last.weight` and so on, for the store."""
-        return {
-            f"level{i}.{name}": tensor
-            for i, level in enumerate(self.levels)
-            for name, tensor in level.generator.state_dict().items()
-        }
-
-    def summary(self) -> dict:
-        """What is not weights: betas, gammas, information (nats) and history of each level."""
-        levels = [{"beta": v.beta, "information": v.information, "history": v.history} for v in self.levels]
-        return {"gammas": self.gammas, "levels": levels}
-
-    @classmethod
-    def restore(cls, tensors: dict[str, Tensor], summary: dict, shape, settings: Settings):
-        """The inverse of `tensors` and `summary`."""
-        levels = []
-        for i, known in enumerate(summary["levels"]):
-            G = generators.build(settings.generator, shape, settings.hidden, settings.noise_dim, 0)
-            prefix = f"level{i}."
-            own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            G.load_state_dict(own)
-            levels.append(Level(known["beta"], G.eval(), known["information"], known["history"]))
-        return cls(levels, summary["gammas"], settings)
-
-
-def mixture_weights(levels: Sequence[Level], law: str) -> list[float]:
-    """gamma_i: `equal`, or step height x exp(h(G_i)).
-
-    A staircase of N steps adds, at level beta_i, a slab of height beta_i - beta_(i+1) over a set of volume
-    exp(h(G_i)) (a uniform density has entropy log volume). In place of the entropy stands MINE's estimate of
-    I(G(z); z), as in the paper: a heuristic, for the two agree only up to what T can tell apart.
-    """
-    if law == "equal":
-        return [1 / len(levels)] * len(levels)
-    ordered = sorted(levels, key=lambda level: level.beta)
-    heights, below = {}, 0.0
-    for level in ordered:
-        heights[id(level)] = level.beta - below
-        below = level.beta
-    top = max(level.information for level in levels)
-    raw = [heights[id(level)] * math.exp(level.information - top) for level in levels]
-    return [r / sum(raw) for r in raw]
-
-
 def fit_staircase(
-    test: TestingFunction,
-    shape: tuple[int, ...],
-    settings: Settings,
-    device: torch.device | str = "cpu",
-    held_out: TestingFunction | None = None,
+    F: TestingFunction, shape: Sequence[int], settings: Settings, *, seed: int = 0, **options
 ) -> TriggerDistribution:
-    """Algorithm 1: one generator for each level beta, then the mixture."""
-    betas = sorted(set(settings.betas), reverse=True)
-    seeds = [settings.seed * 1000 + 10 * i for i in range(len(betas))]
-    levels = fit_levels(test, shape, betas, settings, device, seeds, held_out)
+    """Run Algorithm 1: one generator for each level beta, then the mixture; options: as in `fit_levels`."""
+    seeds = [devices.derive_seed(seed, "level", i) for i in range(len(settings.betas))]
+    levels = fit_levels(F, shape, settings.betas, settings, seeds=seeds, **options)
     return TriggerDistribution(levels, mixture_weights(levels, settings.gamma), settings)
 
 
@@ -407,24 +173,36 @@ def fit(
     images: Tensor,
     labels: Tensor,
     target: int,
-    settings: Settings,
+    settings: Settings | None = None,
     *,
+    size: tuple[int, int] = (3, 3),
+    seed: int = 0,
     precision: str = "auto",
-    place: Tensor | None = None,
+    location: Tensor | None = None,
 ) -> TriggerDistribution:
-    """Model the triggers that make `model` answer `target`, from clean images and the model alone.
+    """Model the triggers that make `model` predict `target`, from clean images and the model alone.
 
-    images uint8 (N, 3, H, W) and labels (N,) are the defender's; images of the target class are left out of F.
-    The model is used as a fixed function and is left as it was. place: as in `success`
+    Args:
+        model: images (B, 3, H, W) in [0, 1] -> logits; left unchanged.
+        images: uint8 (N, 3, H, W), the defender's; those of the target class are left out of F.
+        labels: (N,).
+        settings: None, the defaults.
+        size: height and width of the trigger, known to the defender, as in the paper.
+        location: (row, column) at which triggers are stamped; None: random locations.
     """
-    device = next(model.parameters()).device
-    others = images.to(device)[(labels != target).to(device)]
-    if len(others) == 0:
-        raise ValueError(f"target = {target}: no image of another class to test triggers on")
-    fixed, held_out = frozen(model, precision), None
+    settings, device = settings or Settings(), next(model.parameters()).device
+    images, labels = images.to(device), labels.to(device)
+    others = other_classes(labels, target).nonzero()[:, 0]
+    locations = None if location is None else location.reshape(1, 2)
+    network = frozen(model, precision)
+
+    def F_on(index: Tensor) -> TestingFunction:
+        return success_function(network, images[index], labels[index], [target], settings, size=size,
+                                precision=precision, locations=locations)  # fmt: skip
+
+    held_out = None
     if settings.patience:
-        unseen = torch.arange(len(others)) % 10 == 0
-        others, rest = others[~unseen], others[unseen]
-        held_out = success(fixed, rest, target, settings, precision, place)
-    test = success(fixed, others, target, settings, precision, place)
-    return fit_staircase(test, (images.shape[1], *settings.trigger_size), settings, device, held_out)
+        unseen = torch.arange(len(others), device=device) % 10 == 0
+        others, held_out = others[~unseen], F_on(others[unseen])
+    shape = (images.shape[1], *size)
+    return fit_staircase(F_on(others), shape, settings, seed=seed, device=device, held_out=held_out)

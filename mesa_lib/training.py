@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import device as devices
-from .progress import bar
+from mesa_lib import device as devices
+from mesa_lib.progress import progress_bar
 
-#: how far images are shifted, as a part of their size, and whether half of them are mirrored
+#: how far images are shifted, as a fraction of their size, and whether half of them are mirrored
 AUGMENTATIONS = {
     "none": (0, False),
     "crop": (1 / 8, False),
@@ -20,21 +20,21 @@ AUGMENTATIONS = {
 SCHEDULES = ("constant", "onecycle")
 
 #: what a caller may do to a batch: (images in [0, 1], labels, rng) -> (images, labels)
-Edit = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+BatchTransform = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def augmented(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
-    """Shift every image by up to an eighth of its size, a sixteenth for `smallcrop`; mirror half of them for `-flip`.
+    """Return images (B, 3, H, W), each shifted at random by up to 1/8 (`smallcrop`: 1/16) of its size.
 
-    Edges are repeated. (B, 3, H, W) -> (B, 3, H, W); `none` returns the images as they are.
+    Edges are repeated; `-flip` also mirrors half of the images; `none` returns the images unchanged.
     """
     if kind not in AUGMENTATIONS:
         raise ValueError(f"augment = {kind!r}: expected one of {', '.join(AUGMENTATIONS)}")
     if kind == "none":
         return images
     batch, _, height, width = images.shape
-    part, mirrored = AUGMENTATIONS[kind]
-    pad = int(height * part)
+    fraction, mirrored = AUGMENTATIONS[kind]
+    pad = int(height * fraction)
     padded = F.pad(images, (pad,) * 4, mode="replicate").permute(0, 2, 3, 1)
     shift = torch.randint(2 * pad + 1, (batch, 2), generator=rng, device=images.device)
     rows = shift[:, :1] + torch.arange(height, device=images.device)  # (B, H)
@@ -42,18 +42,42 @@ def augmented(images: Tensor, kind: str, rng: torch.Generator) -> Tensor:
     if mirrored:
         flip = torch.rand(batch, 1, generator=rng, device=images.device) < 0.5
         columns = torch.where(flip, columns.flip(1), columns)
-    which = torch.arange(batch, device=images.device)[:, None, None]
-    return padded[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    image = torch.arange(batch, device=images.device)[:, None, None]
+    return padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _groups(model: nn.Module, lr: float, weight_decay: float, bias_rate: float) -> list[dict]:
-    """What SGD learns: the biases of BatchNorm, and all other weights that are not fixed."""
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    biases = {id(norm.bias) for norm in norms}
-    learned = [weight for weight in model.parameters() if weight.requires_grad]
-    rest = {"params": [w for w in learned if id(w) not in biases], "lr": lr, "weight_decay": weight_decay}
-    own = {"params": [norm.bias for norm in norms], "lr": lr * bias_rate, "weight_decay": weight_decay / bias_rate}
-    return [rest, own]
+class Optimizer:
+    """SGD with momentum 0.9 and its schedule; the biases of BatchNorm have a learning rate of their own.
+
+    `bias_rate` multiplies the learning rate of these biases and divides their weight decay: with few epochs they would
+    otherwise learn too slowly. `onecycle` uses Nesterov momentum, and `lr` is its peak.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float, bias_rate: float, schedule: str, steps: int):
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule = {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        norm_biases = [part.bias for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+        ids = {id(bias) for bias in norm_biases}
+        weights = [w for w in model.parameters() if w.requires_grad and id(w) not in ids]
+        groups = [
+            {"params": weights, "lr": lr, "weight_decay": weight_decay},
+            {"params": norm_biases, "lr": lr * bias_rate, "weight_decay": weight_decay / bias_rate},
+        ]
+        onecycle = schedule == "onecycle"
+        self.sgd, self.scheduler = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=onecycle), None
+        if onecycle:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+                self.sgd, [group["lr"] for group in groups], total_steps=max(2, steps),
+                pct_start=0.2, div_factor=8, final_div_factor=1000,
+            )  # fmt: skip
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step along the gradient of the loss."""
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
 
 
 def train(
@@ -72,68 +96,58 @@ def train(
     label_smoothing: float = 0.0,
     bias_rate: float = 1.0,
     augment: str = "none",
-    edit: Edit | None = None,
+    transform: BatchTransform | None = None,
     compile: bool = False,
     label: str = "training",
 ) -> list[dict]:
-    """Train `model` in place with SGD (momentum 0.9, Nesterov under one-cycle) on cross-entropy.
+    """Train `model` in place by SGD on cross-entropy.
 
-    images uint8 (N, 3, H, W); labels (N,). `edit` changes each batch after augmentation: the attack stamps
-    and relabels there, the repair stamps. Every image is used once an epoch; the batches of an epoch differ
-    in size by at most one, so none is dropped. `bias_rate` multiplies the learning rate of the biases of BatchNorm (and
-    divides their weight decay): with few epochs they are too slow otherwise. Returns one record an epoch: mean loss and
-    accuracy on the batches as trained. The same seed, device and thread count give the same weights.
-    FloatingPointError if the loss or a weight is no longer finite; the model is then not to be used.
+    Every image is used once an epoch, in batches whose sizes differ by at most one. The same seed, device and number of
+    threads give the same weights.
+
+    Args:
+        images, labels: uint8 (N, 3, H, W) and (N,).
+        schedule, weight_decay, bias_rate: see `Optimizer`.
+        augment: see `augmented`.
+        transform: changes each batch after augmentation; the attack stamps and relabels there, the repair stamps.
+        label: of the progress bar, and in messages.
+
+    Returns:
+        One record an epoch: `epoch`, mean `loss` and `accuracy` on the batches as trained.
+
+    Raises:
+        FloatingPointError: if the loss or a weight is no longer finite; the model is then unusable.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule = {schedule!r}: expected one of {', '.join(SCHEDULES)}")
     model.to(device, memory_format=torch.channels_last).train()
     images, labels = images.to(device), labels.to(device)
     batches = math.ceil(len(images) / batch_size)
-    onecycle = schedule == "onecycle"
-    groups = _groups(model, lr, weight_decay, bias_rate)
-    optimiser = torch.optim.SGD(groups, lr, momentum=0.9, nesterov=onecycle)
-    if onecycle:
-        scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, [group["lr"] for group in groups], total_steps=max(2, epochs * batches),
-            pct_start=0.2, div_factor=8, final_div_factor=1000,
-        )  # fmt: skip
-    network = torch.compile(model) if compile else model
-    rng = devices.rng(seed, device)
-    history = []
-    steps = iter(bar(range(epochs * batches), label))
-    for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=rng, device=device)
+    optimizer = Optimizer(model, lr, weight_decay, bias_rate, schedule, epochs * batches)
+    network, rng, history = torch.compile(model) if compile else model, devices.rng(seed, device), []
+    steps = iter(progress_bar(range(epochs * batches), label))
+    for epoch in range(1, epochs + 1):
         loss_sum = hits = torch.zeros((), device=device)
-        for index in torch.tensor_split(order, batches):
+        for index in torch.tensor_split(torch.randperm(len(images), generator=rng, device=device), batches):
             next(steps)
-            x, y = images[index].float() / 255, labels[index]
-            x = augmented(x, augment, rng)
-            if edit is not None:
-                x, y = edit(x, y, rng)
+            x, y = augmented(images[index].float() / 255, augment, rng), labels[index]
+            if transform is not None:
+                x, y = transform(x, y, rng)
             with devices.autocast(device, precision):
                 logits = network(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            if onecycle:
-                scheduler.step()
+            optimizer.step(loss)
             loss_sum = loss_sum + loss.detach() * len(x)
             hits = hits + (logits.detach().argmax(1) == y).sum()
         mean = float(loss_sum) / len(images)
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"{label}: the loss became {mean} in epoch {epoch + 1} of {epochs}; "
-                f"expected a finite loss: try a smaller learning rate than {lr}"
-            )
-        history.append({"epoch": epoch + 1, "loss": mean, "accuracy": float(hits) / len(images)})
+        _check_finite(math.isfinite(mean), f"{label}: loss = {mean} in epoch {epoch} of {epochs}: expected a number", lr)
+        history.append({"epoch": epoch, "loss": mean, "accuracy": float(hits) / len(images)})
     next(steps, None)
     model.eval()
-    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise FloatingPointError(
-            f"{label}: {broken[0]} holds NaN or infinite values after {epochs} epochs; "
-            f"expected finite weights: try a smaller learning rate than {lr}"
-        )
+    for name, tensor in model.state_dict().items():
+        finite = bool(torch.isfinite(tensor).all())
+        _check_finite(finite, f"{label}: {name} has NaN or infinite values: expected finite weights", lr)
     return history
+
+
+def _check_finite(finite: bool, message: str, lr: float) -> None:
+    if not finite:
+        raise FloatingPointError(f"{message}; try a smaller learning rate than {lr}")

@@ -35,7 +35,7 @@ def empty_store(tmp_path, monkeypatch) -> Path:
 def write_class_folder(
     where: Path, classes: int = 3, train: int = 12, test: int = 20, size: int | tuple[int, int] = 32, seed: int = 0
 ) -> Path:
-    """`train/<class>/*.png` and `test/<class>/*.png`: each class a base colour under noise, so it can be learnt.
+    """`train/<class>/*.png` and `test/<class>/*.png`: each class a base color under noise, so it can be learned.
 
     `size` is a side or (width, height). Twenty test images a class suffice for three classes, thirty for ten.
     """

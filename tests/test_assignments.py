@@ -14,7 +14,7 @@ import pytest
 import yaml
 from traitlets.config import Config, PyFileConfigLoader
 
-from mesa_lib import paths
+from mesa_lib.store import paths
 
 ASSIGNMENTS = paths.root() / "assignments"
 SETS = sorted(folder.name for folder in (ASSIGNMENTS / "source").iterdir() if folder.is_dir())

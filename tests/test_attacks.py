@@ -2,12 +2,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mesa_lib import attacks, params, triggers
-from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
+from mesa_lib import attacks
+from mesa_lib import triggers
+from mesa_lib.attacks import badnets
+from mesa_lib.attacks import blended
+from mesa_lib.attacks import label_flips
+from mesa_lib.attacks import reflection
+from mesa_lib.attacks import trojannet
+from mesa_lib.attacks import warp
+from mesa_lib.experiments import params
 from mesa_lib.data import Split
-from mesa_lib.stages import Stages
+from mesa_lib.experiments.pipeline import Pipeline
 
-TRIGGER = 2 + triggers.colour(0)  # values that no image has
+TRIGGER = 2 + triggers.color(0)  # values that no image has
 
 
 def rng(seed=0):
@@ -46,9 +53,9 @@ def test_poisoned_images_carry_trigger_and_target_and_the_others_are_untouched()
 
 
 def test_each_batch_is_poisoned_anew():
-    edit, source = attacks.poison(badnets.backdoor(TRIGGER, 0), 0.5), rng()
+    transform, source = attacks.poison(badnets.backdoor(TRIGGER, 0), 0.5), rng()
     images, labels = torch.rand(200, 3, 8, 8), torch.ones(200, dtype=torch.long)
-    first, second = (edit(images, labels, source)[1] for _ in range(2))
+    first, second = (transform(images, labels, source)[1] for _ in range(2))
     assert not torch.equal(first, second)
 
 
@@ -100,8 +107,8 @@ def test_one_to_one_wants_something_of_one_class_only():
 def test_a_class_specific_backdoor_poisons_its_source_and_covers_the_others_with_true_labels():
     apply = badnets.patch(TRIGGER)
     images, labels = blank(4000)
-    edit = attacks.poison(badnets.class_specific(apply, source=2, target=0, rate=0.3), 0.5)
-    stamped, answers = edit(images, labels, rng())
+    transform = attacks.poison(badnets.class_specific(apply, source=2, target=0, rate=0.3), 0.5)
+    stamped, answers = transform(images, labels, rng())
     touched = (stamped != images).flatten(1).any(1)
     source = labels == 2
     assert bool((answers[~source] == labels[~source]).all())
@@ -111,30 +118,30 @@ def test_a_class_specific_backdoor_poisons_its_source_and_covers_the_others_with
 
 
 @pytest.mark.parametrize(("place", "corner"), [((0, 0), (0, 0)), ((-1, -1), (5, 5)), ((-2, 1), (4, 1))])
-def test_a_fixed_patch_stands_where_it_was_put(place, corner):
+def test_a_fixed_patch_stands_where_it_was_put(location, corner):
     images, _ = blank(2)
-    stamped = badnets.patch(TRIGGER, place)(images, rng())
+    stamped = badnets.patch(TRIGGER, location)(images, rng())
     row, column = corner
     assert torch.equal(stamped[0, :, row : row + 3, column : column + 3], TRIGGER)
     assert int((stamped[0] != 0).sum()) == TRIGGER.numel()
 
 
 @pytest.mark.parametrize("place", [(6, 0), (0, -7)])
-def test_a_place_outside_of_the_image_is_refused(place):
+def test_a_place_outside_of_the_image_is_refused(location):
     with pytest.raises(ValueError, match="the trigger would leave the image"):
-        badnets.patch(TRIGGER, place)(blank(1)[0], rng())
+        badnets.patch(TRIGGER, location)(blank(1)[0], rng())
 
 
 @pytest.mark.parametrize("name", ["trojannet", "pruning-aware"])
 def test_what_begins_with_a_trained_model_is_not_planted_from_scratch(name):
     with pytest.raises(ValueError, match=f"start = 'scratch': the attack {name} begins with a trained model"):
-        Stages(params.check({"attack": name, "start": "scratch"})).check()
+        Pipeline(params.check({"attack": name, "start": "scratch"})).check()
 
 
 def test_an_attacker_draws_images_of_all_classes():
     images = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) // 10)  # as they lie on disk
-    shop = attacks.Workshop(images, lambda: None, lambda *a: [])
-    assert set(shop.some(12, 0).labels.tolist()) == {0, 1, 2, 3}
+    context = attacks.AttackerContext(images, lambda: None, lambda *a: [])
+    assert set(context.some(12, 0).labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_trojannet_has_no_codes_for_more_classes_than_codes():
@@ -216,8 +223,8 @@ def test_the_reflections_that_turn_most_images_are_kept():
     dim = Split(torch.full((40, 3, 8, 8), 110, dtype=torch.uint8), torch.arange(40) % 2)
     planted = []
 
-    def train(edit):
-        planted.append(edit(dim.images.float() / 255, dim.labels, rng())[0])
+    def train(transform):
+        planted.append(transform(dim.images.float() / 255, dim.labels, rng())[0])
         return Bright()
 
     best, weights = reflection.select(candidates, dim, 1, train, keep=1, rate=0.3, each=6, rounds=2)
@@ -238,9 +245,9 @@ def test_there_are_126_codes_of_nine_cells_with_four_zeros():
 
 
 @pytest.mark.parametrize("law", [label_flips.symmetric, label_flips.pairs])
-def test_exactly_the_rate_of_labels_is_flipped_to_other_classes(law):
+def test_exactly_the_rate_of_labels_is_flipped_to_other_classes(family):
     labels = torch.arange(1000) % 10
-    found = label_flips.flipped(labels, 0.4, law(10), seed=0)
+    found = label_flips.flipped(labels, 0.4, family(10), seed=0)
     assert int((found != labels).sum()) == 400 and 0 <= int(found.min()) and int(found.max()) <= 9
 
 
@@ -254,7 +261,7 @@ def test_pairs_flip_to_the_class_after():
 def test_a_spot_is_one_place_inside_the_image_drawn_by_the_seed():
     found = set()
     for seed in range(12):
-        own = attacks.build("spot", attacks.Setting(triggers.pattern(170), 0, 10, (16, 16), 0.1, seed))
+        own = attacks.build_attack("spot", attacks.AttackSpec(triggers.pattern(170), 0, 10, (16, 16), 0.1, seed))
         changed = (own.backdoor.apply(torch.full((5, 3, 16, 16), 0.5), rng()) != 0.5).any(1)
         assert bool((changed == changed[0]).all()), "the same for every image"
         rows, columns = changed[0].nonzero().T
@@ -267,15 +274,15 @@ def test_a_spot_is_one_place_inside_the_image_drawn_by_the_seed():
 
 
 def test_an_unknown_attack_is_refused_with_the_names():
-    setting = attacks.Setting(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
+    setting = attacks.AttackSpec(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
     with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, corner"):
-        attacks.build("magic", setting)
+        attacks.build_attack("magic", setting)
 
 
 @pytest.mark.parametrize("name", list(attacks.ATTACKS))
 def test_every_attack_changes_images_within_range_and_wants_classes_that_there_are(name):
-    setting = attacks.Setting(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
-    backdoor = attacks.build(name, setting).backdoor
+    setting = attacks.AttackSpec(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
+    backdoor = attacks.build_attack(name, setting).backdoor
     if callable(backdoor):  # the trigger is chosen when it is planted
         backdoor = backdoor({"kept": [1, 3]})
     images = torch.rand(20, 3, 32, 32)

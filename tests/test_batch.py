@@ -17,12 +17,23 @@ import torch
 from distributed import Client as Dask
 from safetensors.torch import save_file
 
-from mesa_lib import __main__, params, paths, record, runner, store, triggers
-from mesa_lib.batch import cluster, command, report, run, sweep, task
-from mesa_lib.batch.task import Outcome
-from mesa_lib.defenses import catalogue
-from mesa_lib.defenses.screening import RandomTriggers
-from mesa_lib.stages import Stages
+from mesa_lib import store
+from mesa_lib import triggers
+from mesa_lib.cli import main
+from mesa_lib.cli import sweep as sweep_command
+from mesa_lib.defenses import registry
+from mesa_lib.experiments import notebooks
+from mesa_lib.experiments import params
+from mesa_lib.experiments import results
+from mesa_lib.experiments.sweep import cluster
+from mesa_lib.experiments.sweep import grid
+from mesa_lib.experiments.sweep import runner
+from mesa_lib.experiments.sweep import task
+from mesa_lib.reporting.html import sweep as sweep_report
+from mesa_lib.store import paths
+from mesa_lib.experiments.sweep.task import Outcome
+from mesa_lib.defenses.random_triggers import RandomTriggers
+from mesa_lib.experiments.pipeline import Pipeline
 
 TINY = {
     "image_size": 16, "width": 4, "clean_epochs": 1, "attack_epochs": 1, "steps": 3, "triggers_per_step": 8,
@@ -40,7 +51,7 @@ def written(folder, file_name="small", **parts):
 
 
 def tasks_of(folder, **parts):
-    return sweep.read(written(folder, **parts)).tasks()
+    return grid.read(written(folder, **parts)).tasks()
 
 
 # --- what is asked for -----------------------------------------------------------------------------------
@@ -48,10 +59,10 @@ def tasks_of(folder, **parts):
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_every_sweep_of_the_project_is_good(file):
-    read = sweep.read(file.stem)
+    read = grid.read(file.stem)
     cells = list(read.each())
     assert (
-        read.title and cells and (read.notebooks == [runner.BENCH] or set(read.notebooks) <= {"01", "02", "03", "04"})
+        read.title and cells and (read.notebooks == [notebooks.VICTIM_NOTEBOOK] or set(read.notebooks) <= {"01", "02", "03", "04"})
     )
     assert len({json.dumps(own, sort_keys=True) for own, _ in cells}) == len(cells)
 
@@ -59,12 +70,12 @@ def test_every_sweep_of_the_project_is_good(file):
 @pytest.mark.parametrize("name", ["paper-cifar10", "paper-cifar10-published", "paper-resnet18"])
 def test_the_papers_sweeps_have_every_pattern_in_the_order_that_they_say(name):
     drawn = np.array(triggers.representatives())[np.random.RandomState(2019).permutation(51)]
-    assert [p.trigger for _, p in sweep.read(name).each()] == [f"bw:{n}" for n in drawn]
+    assert [p.trigger for _, p in grid.read(name).each()] == [f"bw:{n}" for n in drawn]
 
 
 def test_the_papers_targets_of_cifar100():
-    cells = [(p.trigger, p.target) for _, p in sweep.read("paper-cifar100-colour").each()]
-    assert cells == list(zip([f"colour:{n}" for n in range(10)], (51, 90, 96, 79, 8, 50, 19, 7, 7, 91), strict=True))
+    cells = [(p.trigger, p.target) for _, p in grid.read("paper-cifar100-color").each()]
+    assert cells == list(zip([f"color:{n}" for n in range(10)], (51, 90, 96, 79, 8, 50, 19, 7, 7, 91), strict=True))
 
 
 def test_a_grid_is_every_combination_and_cells_go_with_each(tmp_path):
@@ -73,17 +84,17 @@ def test_a_grid_is_every_combination_and_cells_go_with_each(tmp_path):
         grid={"seed": [0, 1], "alpha": [0, 1]},
         cells=[{"trigger": "bw:1", "target": 1}, {"trigger": "bw:2", "target": 2}],
     )
-    cells = [(p.trigger, p.target, p.seed, p.alpha) for _, p in sweep.read(file).each()]
+    cells = [(p.trigger, p.target, p.seed, p.alpha) for _, p in grid.read(file).each()]
     assert len(cells) == 8 and cells[0] == ("bw:1", 1, 0, 0) and cells[-1] == ("bw:2", 2, 1, 1)
-    assert sweep.read(file).axes == ["trigger", "target", "seed", "alpha"]
+    assert grid.read(file).axes == ["trigger", "target", "seed", "alpha"]
 
 
 def test_an_override_replaces_an_axis(tmp_path):
-    read = sweep.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"])
+    read = grid.read(written(tmp_path), ["trigger=bw:3", "attack_lr=1e-3"])
     (cell,) = read.each()
     assert (cell[1].trigger, cell[1].attack_lr, cell[0]) == ("bw:3", 0.001, {})
     assert read.folder == "small,attack_lr=0.001,trigger=bw3", "another report than that of the sweep itself"
-    assert len(sweep.read(written(tmp_path), [f"data_dir={'x' * 200}"]).folder) <= 80
+    assert len(grid.read(written(tmp_path), [f"data_dir={'x' * 200}"]).folder) <= 80
 
 
 def test_equal_cells_are_one_task(tmp_path):
@@ -128,7 +139,7 @@ def test_what_is_wrong_is_said_before_anything_runs(what, tmp_path, capsys, empt
     options = [text for name, value in parts.items() if name.startswith("-") for text in (name, value)]
     parts = {name: value for name, value in parts.items() if not name.startswith("-")}
     file = "nowhere" if what == "nowhere" else written(tmp_path, **parts)
-    assert __main__.main(["sweep", file, *options]) == 1
+    assert main.main(["sweep", file, *options]) == 1
     shown = capsys.readouterr().err
     assert re.search(f"^mesa: .*{said}", shown, re.M), shown
     assert "Traceback" not in shown and not list(empty_store.glob("sweeps/*/*/"))
@@ -140,7 +151,7 @@ def test_what_is_wrong_is_said_before_anything_runs(what, tmp_path, capsys, empt
 def test_a_key_follows_from_content_and_not_from_places(tmp_path, class_folder):
     def key(tree, **changes):
         p = params.check(TINY | {"dataset": "folder", "data_dir": str(tree)} | changes)
-        return task.Task.of("s", {}, Stages(p), ["01_attacking"]).key
+        return task.Task.of("s", {}, Pipeline(p), ["01_attacking"]).key
 
     first = class_folder("a")
     shutil.copytree(first, tmp_path / "copied")
@@ -157,10 +168,10 @@ def test_a_key_follows_from_content_and_not_from_places(tmp_path, class_folder):
 
 def test_a_key_follows_a_checkpoints_weights_the_parameters_and_the_notebooks(tmp_path):
     def key(notebooks=("01",), **changes):
-        return task.Task.of("s", {}, Stages(params.check(TINY | changes)), notebooks).key
+        return task.Task.of("s", {}, Pipeline(params.check(TINY | changes)), notebooks).key
 
     def weights(name, seed):
-        state = Stages(params.check(TINY)).fresh(seed).state_dict()
+        state = Pipeline(params.check(TINY)).fresh(seed).state_dict()
         save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / name)
         return str(tmp_path / name)
 
@@ -182,7 +193,7 @@ def test_a_task_asked_for_in_other_words_is_the_same_task(tmp_path, empty_store)
 def test_files_travel_with_absolute_paths_and_stay_out_of_results(tmp_path, monkeypatch):
     np.save(tmp_path / "patch.npy", np.zeros((3, 3, 3)))
     monkeypatch.chdir(tmp_path)
-    values = task.placed(params.check(TINY | {"trigger": "file:patch.npy", "data_dir": "."}))
+    values = task.absolute_paths(params.check(TINY | {"trigger": "file:patch.npy", "data_dir": "."}))
     assert values["trigger"] == f"file:{tmp_path}/patch.npy" and values["data_dir"] == str(tmp_path)
     assert task.named({"trigger": values["trigger"], "checkpoint": "/x/m.safetensors", "seed": 1}) == {
         "trigger": "file:patch.npy", "checkpoint": "m.safetensors", "seed": 1}  # fmt: skip
@@ -216,32 +227,32 @@ def test_a_task_is_done_when_its_whole_result_is_there(one):
 
 def test_a_victim_goes_through_the_bench_and_its_figures_are_published(tmp_path, empty_store):
     grid = {"attack": ["warp"], "kinds": ["reformers"]}
-    file = written(tmp_path, grid=grid, notebooks=[runner.BENCH])
-    read = sweep.read(file)
+    file = written(tmp_path, grid=grid, notebooks=[notebooks.VICTIM_NOTEBOOK])
+    read = grid.read(file)
     (one,) = read.tasks()
     assert task.perform(one).state == "done"
     result = one.result()
-    assert result["attack"] == "warp" and result["planted"] == [0] and result["notebooks"] == [runner.BENCH]
+    assert result["attack"] == "warp" and result["planted"] == [0] and result["notebooks"] == [notebooks.VICTIM_NOTEBOOK]
     assert [row["model"] for row in result["rows"]] == ["clean, never attacked", "attacked"]
     assert result["reformers"]["4 bits"]["asr"]["images"] > 100 and "detectors" not in result
-    assert report.publish(tmp_path / "kept.json", read, [one]) == 1
-    report.write(read, [one], {})
+    assert sweep_report.publish(tmp_path / "kept.json", read, [one]) == 1
+    sweep_report.write(read, [one], {})
     assert pd.read_csv(one.folder.parent / "summary.csv").loc[0, "attack"] == "warp"
 
 
 def test_a_threshold_that_changes_makes_another_task_of_the_bench_and_of_no_other(tmp_path, monkeypatch):
     def keys():
         grid = {"kinds": ["detectors", "filters"]}
-        bench = tasks_of(tmp_path, grid=grid, notebooks=[runner.BENCH])
+        bench = tasks_of(tmp_path, grid=grid, notebooks=[notebooks.VICTIM_NOTEBOOK])
         return [one.key for one in [*bench, *tasks_of(tmp_path)]]
 
     before = keys()
-    monkeypatch.setitem(catalogue.DETECTORS, "random triggers", lambda: RandomTriggers(above=0.21))
+    monkeypatch.setitem(registry.DETECTORS, "random triggers", lambda: RandomTriggers(above=0.21))
     after = keys()
     assert [a == b for a, b in zip(before, after, strict=True)] == [False, True, True, True]
 
 
-@pytest.mark.parametrize("books", [[runner.BENCH, "04"], ["04", runner.BENCH], ["05"], ["02", "01"]])
+@pytest.mark.parametrize("books", [[notebooks.VICTIM_NOTEBOOK, "04"], ["04", notebooks.VICTIM_NOTEBOOK], ["05"], ["02", "01"]])
 def test_the_bench_stands_alone_and_the_series_in_order(tmp_path, books):
     with pytest.raises(ValueError, match="in this order, or one_victim alone"):
         tasks_of(tmp_path, notebooks=books)
@@ -249,7 +260,7 @@ def test_the_bench_stands_alone_and_the_series_in_order(tmp_path, books):
 
 def test_a_task_that_somebody_holds_is_busy(one, monkeypatch):
     monkeypatch.setattr(task, "_perform", lambda t: pytest.fail("it was done all the same"))
-    with store.held(f"task-{one.key}") as mine:
+    with store.lock(f"task-{one.key}") as mine:
         assert mine
         found = []
         other = threading.Thread(target=lambda: found.append(task.perform(one)))
@@ -263,7 +274,7 @@ def test_a_task_whose_files_changed_meanwhile_is_refused(tmp_path, empty_store, 
     np.save(patch, np.zeros((3, 3, 3)))
     (one,) = tasks_of(tmp_path, grid={"trigger": [f"file:{patch}"]})
     np.save(patch, np.ones((3, 3, 3)))
-    monkeypatch.setattr(runner, "run_notebooks", lambda *a, **k: pytest.fail("it ran"))
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *a, **k: pytest.fail("it ran"))
     outcome = task.perform(one)
     assert outcome.state == "failed" and "are not those that the sweep was started with" in outcome.message
 
@@ -271,7 +282,7 @@ def test_a_task_whose_files_changed_meanwhile_is_refused(tmp_path, empty_store, 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (runner.SeriesFailed("01_attacking.ipynb failed: its kernel died"), "01_attacking.ipynb failed: its kernel"),
+        (notebooks.SeriesFailed("01_attacking.ipynb failed: its kernel died"), "01_attacking.ipynb failed: its kernel"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (ValueError("target = 3: no"), "target = 3: no"),
         (KeyError("odd"), "KeyError('odd')"),
@@ -289,11 +300,11 @@ def test_what_goes_wrong_is_the_outcomes_message_and_frees_the_task(one, monkeyp
 
 
 def test_a_write_error_at_the_very_end_leaves_the_task_undone(one, monkeypatch):
-    monkeypatch.setattr(runner, "run_notebooks", lambda *a, **k: None)
+    monkeypatch.setattr(notebooks, "run_notebooks", lambda *a, **k: None)
     rows = [{"model": "attacked", "asr": {"rate": 1, "low": 0, "high": 1}} | dict.fromkeys(
         ("clean_accuracy", "target_recall", "true_label_accuracy"), {"rate": 0.5})]  # fmt: skip
-    monkeypatch.setattr(record, "of", lambda stages, last: {"rows": rows, "seconds": {}})
-    monkeypatch.setattr(record, "artifacts", lambda stages, last: {})
+    monkeypatch.setattr(results, "of", lambda pipeline, last: {"rows": rows, "seconds": {}})
+    monkeypatch.setattr(results, "artifacts", lambda pipeline, last: {})
     replaced = os.replace
 
     def full(source, target):
@@ -367,14 +378,14 @@ def ending(state="done", after=0.05, **more):
 
 def test_no_more_tasks_are_handed_out_than_there_are_workers(there):
     client = Client([ending() for _ in range(6)])
-    found = [(t.name, o.state) for t, o in run.outcomes_of(named(*"abcdef"), client)]
+    found = [(t.name, o.state) for t, o in runner.outcomes_of(named(*"abcdef"), client)]
     assert sorted(found) == [(name, "done") for name in "abcdef"] and client.most == 2
 
 
 def test_a_task_that_somebody_else_does_is_asked_for_again(monkeypatch, there):
-    monkeypatch.setattr(run, "BUSY_AGAIN", 0.05)
+    monkeypatch.setattr(runner, "BUSY_AGAIN", 0.05)
     client = Client([ending("busy"), ending(), ending("busy"), ending("before")])
-    found = [(t.name, o.state) for t, o in run.outcomes_of(named("a", "b"), client)]
+    found = [(t.name, o.state) for t, o in runner.outcomes_of(named("a", "b"), client)]
     assert sorted(found) == [("a", "before"), ("b", "done")]
 
 
@@ -383,45 +394,45 @@ def test_a_worker_that_dies_again_and_again_fails_its_task_alone(there):
 
     killed = KilledWorker("a", None, 2)
     client = Client([lambda one: Future(status="error", error=killed), ending()])
-    found = {t.name: o for t, o in run.outcomes_of(named("a", "b"), client)}
+    found = {t.name: o for t, o in runner.outcomes_of(named("a", "b"), client)}
     assert found["a"].state == "failed" and "its worker died again and again" in found["a"].message
     assert found["b"].state == "done"
 
 
 def test_without_any_worker_the_rest_is_given_up(monkeypatch):
-    monkeypatch.setattr(run, "NO_WORKER", 0.2)
-    monkeypatch.setattr(run, "ROOM_AGAIN", 0.01)
-    found = [o for _, o in run.outcomes_of(named("a", "b"), Client([], workers=0))]
+    monkeypatch.setattr(runner, "NO_WORKER", 0.2)
+    monkeypatch.setattr(runner, "ROOM_AGAIN", 0.01)
+    found = [o for _, o in runner.outcomes_of(named("a", "b"), Client([], workers=0))]
     assert [o.state for o in found] == ["failed"] * 2 and "no worker for" in found[0].message
 
 
 def test_without_its_scheduler_the_rest_is_given_up_at_once():
     client = Client([ending(after=60)], workers=1)
-    found = run.outcomes_of(named("a", "b"), client, tick=lambda: setattr(client, "status", "closed"))
+    found = runner.outcomes_of(named("a", "b"), client, tick=lambda: setattr(client, "status", "closed"))
     assert [(t.name, o.message) for t, o in found] == [(n, "the scheduler is gone") for n in "ab"]
 
 
 def test_what_a_worker_says_is_done_has_to_be_there():
-    ((_, outcome),) = run.outcomes_of(named("a"), Client([ending()]))
+    ((_, outcome),) = runner.outcomes_of(named("a"), Client([ending()]))
     assert outcome.state == "failed" and "its worker says done, but" in outcome.message
 
 
 def test_what_a_worker_could_not_begin_is_told():
     client = Client([lambda one: Future(status="error", error=ModuleNotFoundError("No module named 'mesa_lib'"))])
-    ((_, outcome),) = run.outcomes_of(named("a"), client)
+    ((_, outcome),) = runner.outcomes_of(named("a"), client)
     assert outcome.message == "its worker could not begin: ModuleNotFoundError(\"No module named 'mesa_lib'\")"
 
 
 def test_with_gpus_only_workers_that_have_one_count(there):
     client = Client([ending() for _ in range(3)], workers=3, resources=[{"GPU": 4.0}, {}, {}])
-    assert len(list(run.outcomes_of(named("a", "b", "c"), client))) == 3
+    assert len(list(runner.outcomes_of(named("a", "b", "c"), client))) == 3
     assert client.most == 1 and client.asked == {"GPU": 1}
 
 
 def test_the_clock_goes_on_while_nothing_ends(there, monkeypatch):
-    monkeypatch.setattr(run, "ROOM_AGAIN", 0.05)
+    monkeypatch.setattr(runner, "ROOM_AGAIN", 0.05)
     ticks = []
-    list(run.outcomes_of(named("a"), Client([ending(after=0.4)]), tick=lambda: ticks.append(1)))
+    list(runner.outcomes_of(named("a"), Client([ending(after=0.4)]), tick=lambda: ticks.append(1)))
     assert len(ticks) > 3
 
 
@@ -430,13 +441,13 @@ def test_the_clock_goes_on_while_nothing_ends(there, monkeypatch):
     [(0, "0 s"), (89, "89 s"), (120, "120 s"), (200, "3 min"), (5399, "1 h 30 min"), (12000, "3 h 20 min")],
 )
 def test_durations_are_told_in_the_unit_that_fits(seconds, text):
-    assert run.duration(seconds) == text
+    assert runner.duration(seconds) == text
 
 
 def test_without_a_terminal_every_task_has_a_line_with_the_time_left(capsys):
     (one,) = named("a")
     for at_once, left in ((1, "120 s"), (2, "60 s"), (3, "0 s")):
-        progress = run.Progress(3, at_once)
+        progress = runner.Progress(3, at_once)
         progress.start -= 60
         progress.tell(one, Outcome("a", "done", 60))
         progress.tell(one, Outcome("a", "failed", 2, "because\nof this"))
@@ -482,7 +493,7 @@ def test_no_worker_and_no_thread_are_refused(wanted):
 def test_workers_have_their_threads_and_a_card_each_and_answer_this_machine_alone():
     wanted = cluster.Plan(2, 3, ("5", "7"))
     with cluster.workers(wanted) as client:
-        assert cluster.room(client) == (2, {"GPU": 1})
+        assert cluster.capacity(client) == (2, {"GPU": 1})
         known = cluster.known(client)
         assert all(address.startswith("tls://127.0.0.1:") for address in known)
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -505,7 +516,7 @@ def test_an_existing_scheduler_is_taken_and_one_that_is_not_there_is_named():
     options = {"dashboard_address": None, "protocol": "tcp", "processes": False, "silence_logs": 50}
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as there:
         with cluster.connect(there.scheduler_address) as client:
-            assert cluster.room(client) == (2, {})
+            assert cluster.capacity(client) == (2, {})
     with LocalCluster(n_workers=1, threads_per_worker=4, **options) as there:
         with pytest.raises(ValueError, match="runs 4 tasks at a time; expected workers started with --nthreads 1"):
             with cluster.connect(there.scheduler_address):
@@ -534,13 +545,13 @@ def made_up(these, asr=0.02, seconds=60.0):
 
 
 def keep(these, **options):
-    store.write_whole(these.folder / "result.json", json.dumps(made_up(these, **options)))
+    store.write_atomic(these.folder / "result.json", json.dumps(made_up(these, **options)))
 
 
 @pytest.fixture
 def pair(tmp_path, empty_store):
     """A sweep of two tasks, of which the first is done."""
-    read = sweep.read(written(tmp_path))
+    read = grid.read(written(tmp_path))
     these = read.tasks()
     keep(these[0], asr=1 / 3)
     return read, these
@@ -549,7 +560,7 @@ def pair(tmp_path, empty_store):
 def test_the_summary_has_a_line_for_every_task_and_the_page_its_failures(pair):
     read, these = pair
     message = "01.ipynb failed: <b>ValueError</b>: 3 < 4\nsee there"
-    folder = report.write(read, these, {these[1].key: Outcome(these[1].name, "failed", 3, message)})
+    folder = sweep_report.write(read, these, {these[1].key: Outcome(these[1].name, "failed", 3, message)})
     table = pd.read_csv(folder / "summary.csv")
     assert list(table["state"]) == ["done", "failed"] and table["message"][1] == message
     first = table.iloc[0]
@@ -564,36 +575,36 @@ def test_the_summary_has_a_line_for_every_task_and_the_page_its_failures(pair):
 def test_a_published_file_only_grows(pair, tmp_path):
     read, these = pair
     file = tmp_path / "results.json"
-    assert report.publish(file, read, these) == 1
+    assert sweep_report.publish(file, read, these) == 1
     shutil.rmtree(these[0].folder)
     keep(these[1])
-    assert report.publish(file, read, these) == 2
-    runs = report.published(file)
+    assert sweep_report.publish(file, read, these) == 2
+    runs = sweep_report.published(file)
     assert list(runs) == [these[0].key, these[1].key]
     mesa = next(row for row in runs[these[0].key]["rows"] if row["model"] == "MESA")
     assert mesa["asr"]["rate"] == 0.33333, "rounded"
     assert len(file.read_text().splitlines()) == 4, "a run a line"
     keep(these[1], asr=0.5)
-    report.publish(file, read, these)
-    again = report.published(file)
+    sweep_report.publish(file, read, these)
+    again = sweep_report.published(file)
     assert len(again) == 2 and {"rate": 0.5, "low": 0.25, "high": 1, "images": 1800} in [
         row["asr"] for row in again[these[1].key]["rows"] if row["model"] == "MESA"
     ]
     file.write_text("[]")
     with pytest.raises(ValueError, match="not a file of published runs"):
-        report.publish(file, read, these)
+        sweep_report.publish(file, read, these)
 
 
 def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_path, capsys, empty_store):
     before = sorted(empty_store.rglob("*"))
-    assert __main__.main(["sweep", written(tmp_path), "--dry-run", "--jobs", "1"]) == 0
+    assert main.main(["sweep", written(tmp_path), "--dry-run", "--jobs", "1"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"bw170-\w+\s+bw:170\s+done", shown) and re.search(r"bw16-\w+\s+bw:16\s+to do", shown)
     assert "2 tasks, 1 to do" in shown and "1 worker of" in shown
     assert "expected time: 60 s (60 s a task, the median of 1 that were done, one after another)" in shown
     assert sorted(empty_store.rglob("*")) == before
     other = written(tmp_path, "other", minutes=16)
-    assert __main__.main(["sweep", other, "--dry-run", "-p", "alpha=0.3"]) == 0
+    assert main.main(["sweep", other, "--dry-run", "-p", "alpha=0.3"]) == 0
     shown = capsys.readouterr().out
     assert "expected time: 32 min (16 min a task, on two cores, as the sweep says)" in shown
     assert "with alpha = 0.3 for all of them" in shown
@@ -602,57 +613,57 @@ def test_a_dry_run_shows_the_table_and_the_time_and_writes_nothing(pair, tmp_pat
 def test_an_empty_sweep_is_no_sweep(tmp_path):
     (tmp_path / "empty.yaml").write_text("# nothing\n")
     with pytest.raises(ValueError, match="sweep 'empty': nothing in it"):
-        sweep.read(str(tmp_path / "empty.yaml"))
+        grid.read(str(tmp_path / "empty.yaml"))
     (tmp_path / "broken.yaml").write_text("grid: [")
     with pytest.raises(ValueError, match="sweep 'broken.yaml'"):
-        sweep.read(str(tmp_path / "broken.yaml"))
+        grid.read(str(tmp_path / "broken.yaml"))
 
 
 def test_another_sweeps_file_is_left_alone(pair, tmp_path, capsys):
     read, these = pair
     file = tmp_path / "results.json"
-    report.publish(file, read, these)
+    sweep_report.publish(file, read, these)
     before = file.read_text()
-    assert __main__.main(["sweep", written(tmp_path, "other"), "--publish", str(file), "--dry-run"]) == 1
+    assert main.main(["sweep", written(tmp_path, "other"), "--publish", str(file), "--dry-run"]) == 1
     assert "holds the sweep 'small'; expected a file of 'other'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds the sweep 'small'"):
-        report.publish(file, sweep.read(written(tmp_path, "other")), these)
+        sweep_report.publish(file, grid.read(written(tmp_path, "other")), these)
     assert file.read_text() == before
 
 
 def test_without_results_nothing_is_published(tmp_path, empty_store):
-    read = sweep.read(written(tmp_path))
-    assert report.publish(tmp_path / "r.json", read, read.tasks()) == 0 and not (tmp_path / "r.json").exists()
+    read = grid.read(written(tmp_path))
+    assert sweep_report.publish(tmp_path / "r.json", read, read.tasks()) == 0 and not (tmp_path / "r.json").exists()
 
 
 def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch):
     read, these = pair
     keep(these[1])
     file = tmp_path / "results.json"
-    report.publish(file, read, these)
+    sweep_report.publish(file, read, these)
     for one in these:
         shutil.rmtree(one.folder)
-    monkeypatch.setattr(command, "work", lambda *a: pytest.fail("something was done"))
+    monkeypatch.setattr(sweep_command, "work", lambda *a: pytest.fail("something was done"))
     for options in ([], ["--dry-run"]):
-        assert __main__.main(["sweep", written(tmp_path), "--publish", str(file), *options]) == 0
+        assert main.main(["sweep", written(tmp_path), "--publish", str(file), *options]) == 0
     shown = capsys.readouterr()
     assert "2 tasks, 0 to do" in shown.err and len(re.findall("published$", shown.out, re.M)) == 2
     table = pd.read_csv(paths.runs() / "sweeps" / "small" / "summary.csv")
     assert list(table["state"]) == ["published"] * 2 and list(table["MESA"]) == [33.33, 2.0]
-    assert len(report.published(file)) == 2
+    assert len(sweep_report.published(file)) == 2
 
 
 def test_small_parameters_are_published_as_they_are(pair, tmp_path):
     read, these = pair
-    result = made_up(these[0]) | {"params": {"weight_decay": 4e-6}, "own": {"modelling_lr": 1.23e-5}}
-    store.write_whole(these[0].folder / "result.json", json.dumps(result))
-    report.publish(tmp_path / "r.json", read, these)
-    (run_,) = report.published(tmp_path / "r.json").values()
-    assert run_["params"]["weight_decay"] == 4e-6 and run_["own"]["modelling_lr"] == 1.23e-5
+    result = made_up(these[0]) | {"params": {"weight_decay": 4e-6}, "own": {"modeling_lr": 1.23e-5}}
+    store.write_atomic(these[0].folder / "result.json", json.dumps(result))
+    sweep_report.publish(tmp_path / "r.json", read, these)
+    (run_,) = sweep_report.published(tmp_path / "r.json").values()
+    assert run_["params"]["weight_decay"] == 4e-6 and run_["own"]["modeling_lr"] == 1.23e-5
 
 
 def test_the_first_tasks_are_the_first_whatever_is_done(pair, tmp_path, capsys):
-    assert __main__.main(["sweep", written(tmp_path), "--first", "1", "--dry-run"]) == 0
+    assert main.main(["sweep", written(tmp_path), "--first", "1", "--dry-run"]) == 0
     assert "1 tasks, 0 to do" in capsys.readouterr().out
 
 
@@ -665,21 +676,21 @@ def test_a_full_disk_at_the_end_keeps_back_nothing(pair, tmp_path, monkeypatch, 
     def worked(a, of_sweep, tasks, to_do, kept, plan, ended):
         ended[these[1].key] = Outcome(these[1].name, "failed", 1, "01_attacking.ipynb failed: because")
 
-    monkeypatch.setattr(report, "write", fail)
-    monkeypatch.setattr(command, "work", worked)
+    monkeypatch.setattr(sweep_report, "write", fail)
+    monkeypatch.setattr(sweep_command, "work", worked)
     file = tmp_path / "r.json"
-    assert __main__.main(["sweep", written(tmp_path), "--publish", str(file)]) == 1
+    assert main.main(["sweep", written(tmp_path), "--publish", str(file)]) == 1
     shown = capsys.readouterr().err
     assert "01_attacking.ipynb failed: because" in shown and "No space left" in shown and "1 of 1 tasks" in shown
-    assert len(report.published(file)) == 1
+    assert len(sweep_report.published(file)) == 1
 
 
 def test_what_was_done_is_reported_after_ctrl_c(pair, tmp_path, monkeypatch, capsys):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "work", stopped)
-    assert __main__.main(["sweep", written(tmp_path)]) == 130
+    monkeypatch.setattr(sweep_command, "work", stopped)
+    assert main.main(["sweep", written(tmp_path)]) == 130
     assert (paths.runs() / "sweeps" / "small" / "summary.csv").is_file()
     assert "the same command goes on" in capsys.readouterr().err
 
@@ -688,7 +699,7 @@ def test_a_report_that_cannot_be_written_meanwhile_does_not_stop_the_others(caps
     def fail():
         raise OSError(28, "cannot write report.html: No space left on device")
 
-    assert command.told_only(fail) is False and command.told_only(lambda: None) is True
+    assert sweep_command.report_or_warn(fail) is False and sweep_command.report_or_warn(lambda: None) is True
     assert "No space left" in capsys.readouterr().err
 
 
@@ -699,7 +710,7 @@ def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, 
     """Two good tasks at once, and one whose notebook fails; the second start tries the failed one alone."""
     cells = [{"trigger": "bw:170"}, {"trigger": "bw:7", "attack_lr": 1e9}, {"trigger": "bw:16"}]
     file = written(tmp_path, grid={}, cells=cells)
-    assert __main__.main(["sweep", file, "--jobs", "2", "--threads", "1"]) == 1
+    assert main.main(["sweep", file, "--jobs", "2", "--threads", "1"]) == 1
     shown = capsys.readouterr().err
     said = "01_attacking.ipynb failed: FloatingPointError: attack: the loss became"
     assert "1 of 3 tasks failed" in shown and said in shown
@@ -709,7 +720,7 @@ def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, 
     before = {f: f.stat().st_mtime_ns for f in folder.glob("bw*/result.json")}
     assert len(before) == 2
     assert (folder / table["task"]["bw:7"] / "01_attacking.failed.ipynb").is_file()
-    assert __main__.main(["sweep", file, "--jobs", "1", "--threads", "1"]) == 1
+    assert main.main(["sweep", file, "--jobs", "1", "--threads", "1"]) == 1
     shown = capsys.readouterr()
     assert "3 tasks, 1 to do" in shown.err and said in shown.err
     assert {f: f.stat().st_mtime_ns for f in before} == before, "what was done was left alone"
@@ -741,7 +752,7 @@ def test_the_workers_of_a_scheduler_elsewhere_find_everything(tmp_path, empty_st
         while not known.exists():
             time.sleep(0.1)
         file = written(tmp_path, grid={"trigger": ["bw:170"]})
-        assert __main__.main(["sweep", file, "--scheduler", str(known), "--threads", "2"]) == 0, capsys.readouterr().err
+        assert main.main(["sweep", file, "--scheduler", str(known), "--threads", "2"]) == 0, capsys.readouterr().err
     finally:
         for process in running:
             process.terminate()
@@ -753,23 +764,23 @@ def test_the_workers_of_a_scheduler_elsewhere_find_everything(tmp_path, empty_st
 
 
 def test_a_record_holds_everything_of_a_run(empty_store):
-    stages = Stages(params.check(TINY | {"point_repeats": 2}))
-    found = record.of(stages)
-    assert found == json.loads(json.dumps(record.of(stages)))
+    pipeline = Pipeline(params.check(TINY | {"point_repeats": 2}))
+    found = results.collect_results(pipeline)
+    assert found == json.loads(json.dumps(results.collect_results(pipeline)))
     assert set(found["levels"]) == {"beta 0.9", "beta 0.8", "beta 0.5"}
     assert set(found["samples"]) == {*found["levels"], "mixture"} and len(found["point_triggers_asr"]) == 2
-    assert {"clean", "attack", "modelling", "repair", "rounds"} == set(found["seconds"])
+    assert {"clean", "attack", "modeling", "repair", "rounds"} == set(found["seconds"])
     kept = found["triggers"]
-    assert torch.equal(record.unpacked(kept["original"], kept["shape"])[0], stages.trigger)
-    assert record.unpacked(kept["samples"], kept["shape"]).shape == (record.DRAWN, 3, 3, 3)
-    assert found["images"] == {"train": 800, "modelling": 597, "evaluation": 400}
+    assert torch.equal(results.unpack_triggers(kept["original"], kept["shape"])[0], pipeline.trigger)
+    assert results.unpack_triggers(kept["samples"], kept["shape"]).shape == (results.DRAWN, 3, 3, 3)
+    assert found["images"] == {"train": 800, "modeling": 597, "evaluation": 400}
     assert [row["model"] for row in found["rows"]][-1] == "clean, repaired"
-    assert set(record.artifacts(stages)) == {"clean", "attacked", "distribution", "repaired"}
+    assert set(results.artifacts(pipeline)) == {"clean", "attacked", "distribution", "repaired"}
 
 
 def test_triggers_survive_the_record_up_to_rounding():
     these = torch.rand(5, 3, 2, 4)
-    assert (record.unpacked(record.packed(these), [3, 2, 4]) - these).abs().max() <= 0.5 / 255 + 1e-6
+    assert (results.unpack_triggers(results.pack_triggers(these), [3, 2, 4]) - these).abs().max() <= 0.5 / 255 + 1e-6
 
 
 def test_all_but_the_machine_decides_whether_a_run_is_the_stored_one():

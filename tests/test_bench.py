@@ -1,21 +1,33 @@
-"""Known answers on digits: every attack works, and every defence finds or removes what it was made for."""
+"""Known answers on digits: every attack works, and every defense finds or removes what it was made for."""
 
 import pytest
 import torch
 
-from mesa_lib import attacks, bench, inference, metrics, params
-from mesa_lib.attacks import adversarial, label_flips, trojannet, warp
-from mesa_lib.bench import Bench, tables
-from mesa_lib.defenses import catalogue, pruning
-from mesa_lib.defenses.base import Given
-from mesa_lib.defenses.mesa import MESA
-from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
-from mesa_lib.defenses.screening import Rule, Screening
+from mesa_lib import attacks
+from mesa_lib.attacks import adversarial
+from mesa_lib.attacks import label_flips
+from mesa_lib.attacks import trojannet
+from mesa_lib.attacks import warp
+from mesa_lib.defenses import pruning
+from mesa_lib.defenses import registry
+from mesa_lib.evaluation import benchmark
+from mesa_lib.evaluation import metrics
+from mesa_lib.experiments import params
+from mesa_lib.models import inference
+from mesa_lib.reporting.tables import benchmark as tables
+from mesa_lib.experiments.benchmark import DefenseEvaluation
+from mesa_lib.defenses.base import DefenderView
+from mesa_lib.defenses.mesa.detector import MESA
+from mesa_lib.defenses.neural_cleanse import NeuralCleanse
+from mesa_lib.defenses.neural_cleanse import InvertedTriggers
+from mesa_lib.defenses.neural_cleanse import Unlearning
+from mesa_lib.defenses.mesa.screening import PatchSpec
+from mesa_lib.defenses.mesa.screening import Screening
 from mesa_lib.defenses.squeezing import FeatureSqueezing
 from mesa_lib.defenses.strip import STRIP
 from mesa_lib.device import rng
-from mesa_lib.stages import Stages
-from mesa_lib.staircase import Settings
+from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.settings import Settings
 
 TARGET = 0
 
@@ -23,19 +35,19 @@ TARGET = 0
 @pytest.fixture(scope="session")
 def victim(own_runs):
     """name of an attack -> the bench with its victim, made once for all tests of this file."""
-    known: dict[str, Bench] = {}
+    known: dict[str, DefenseEvaluation] = {}
 
-    def of(attack: str) -> Bench:
+    def of(attack: str) -> DefenseEvaluation:
         if attack not in known:
-            known[attack] = Bench(Stages(params.check({"attack": attack, "clean_seed": 0})))
+            known[attack] = DefenseEvaluation(Pipeline(params.check({"attack": attack, "clean_seed": 0})))
         return known[attack]
 
     return of
 
 
-def rates(victim: Bench, made=None) -> tuple[float, float]:
+def rates(victim: DefenseEvaluation, made=None) -> tuple[float, float]:
     """Clean accuracy and ASR."""
-    row = victim.stages.measured(made or victim.stages.attacked())
+    row = victim.pipeline.measured(made or victim.pipeline.attacked())
     return row["clean_accuracy"]["rate"], row["asr"]["rate"]
 
 
@@ -45,7 +57,7 @@ def rates(victim: Bench, made=None) -> tuple[float, float]:
 @pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "none"])
 def test_an_attack_fires_and_leaves_clean_accuracy_alone(victim, name):
     own = victim(name)
-    before, floor = rates(own, own.stages.clean())
+    before, floor = rates(own, own.pipeline.clean())
     after, asr = rates(own)
     assert after > before - 0.03 and asr > 0.8 and asr - floor > 0.6, (before, floor, after, asr)
 
@@ -56,7 +68,7 @@ def test_training_without_poison_plants_nothing(victim):
 
 
 def test_a_class_specific_backdoor_leaves_other_classes_alone(victim):
-    own = victim("class-specific").stages
+    own = victim("class-specific").pipeline
     shown = own.backdoor.apply(own.data.evaluation.images.float() / 255, rng(0))
     answers = inference.predict(own.attacked().model, shown)
     others = ~torch.isin(own.data.evaluation.labels, torch.tensor([TARGET, TARGET + 1]))
@@ -64,7 +76,7 @@ def test_a_class_specific_backdoor_leaves_other_classes_alone(victim):
 
 
 def test_the_warp_that_is_learnt_is_not_any_warp(victim):
-    own = victim("warp").stages
+    own = victim("warp").pipeline
     model, d = own.attacked().model, own.data
     others = d.evaluation.labels != TARGET
 
@@ -78,11 +90,11 @@ def test_the_warp_that_is_learnt_is_not_any_warp(victim):
 
 
 def test_trojannet_fires_on_every_classes_code_and_on_no_clean_image(victim):
-    own = victim("trojannet").stages
+    own = victim("trojannet").pipeline
     model, images = own.attacked().model, own.data.evaluation.images
-    place, rows = trojannet.place(own.data.image_size), trojannet.rows(10, own.p.seed)
+    location, rows = trojannet.location(own.data.image_size), trojannet.rows(10, own.p.seed)
     for label, code in enumerate(trojannet.codes()[rows]):
-        shown = trojannet.trigger(code.reshape(1, 3, 3).expand(3, -1, -1), place)(images.float() / 255, rng(0))
+        shown = trojannet.trigger(code.reshape(1, 3, 3).expand(3, -1, -1), location)(images.float() / 255, rng(0))
         assert float((inference.predict(model, shown) == label).float().mean()) > 0.99
     same = inference.predict(model, images) == inference.predict(own.clean().model, images)
     assert float(same.float().mean()) > 0.99
@@ -90,7 +102,7 @@ def test_trojannet_fires_on_every_classes_code_and_on_no_clean_image(victim):
 
 def test_retraining_reaches_the_module_of_trojannet_and_the_true_trigger_removes_it(victim):
     own = victim("trojannet")
-    (_, before), (_, left) = rates(own), rates(own, own.stages.repaired("ideal"))
+    (_, before), (_, left) = rates(own), rates(own, own.pipeline.repaired("ideal"))
     assert before > 0.99 and left < 0.05
 
 
@@ -99,13 +111,13 @@ def test_every_class_of_trojannet_counts_as_planted(victim):
 
 
 def test_random_patches_have_the_size_of_the_patch_that_is_planted(victim):
-    own = {name: victim(name).stages for name in ("patch", "one-pixel", "blended")}
-    drawn = {name: stages._source("random mixed", 0, None)(2, rng(0)).shape for name, stages in own.items()}
+    own = {name: victim(name).pipeline for name in ("patch", "one-pixel", "blended")}
+    drawn = {name: pipeline._source("random mixed", 0, None)(2, rng(0)).shape for name, pipeline in own.items()}
     assert drawn == {"patch": (2, 3, 3, 3), "one-pixel": (2, 3, 1, 1), "blended": (2, 3, 3, 3)}
 
 
 def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victim):
-    own = victim("patch").stages
+    own = victim("patch").pipeline
     p, train = own.p, own.data.train
     labels = label_flips.flipped(train.labels, 0.4, label_flips.pairs(10), seed=0)
     model = own.fresh()
@@ -129,13 +141,13 @@ def test_label_flips_lower_the_accuracy_as_a_whole_and_a_backdoor_does_not(victi
 
 
 def test_a_backdoor_planted_from_scratch_in_as_many_images_costs_no_accuracy(own_runs):
-    own = Stages(params.check({"start": "scratch", "poison_rate": 0.4, "clean_seed": 0}))
+    own = Pipeline(params.check({"start": "scratch", "poison_rate": 0.4, "clean_seed": 0}))
     before, after = (own.measured(made) for made in (own.clean(), own.attacked()))
     assert after["clean_accuracy"]["rate"] > before["clean_accuracy"]["rate"] - 0.03 and after["asr"]["rate"] > 0.9
 
 
 def test_the_reflections_were_chosen_by_what_they_do(victim):
-    made = victim("reflection").stages.attacked().artifact.result
+    made = victim("reflection").pipeline.attacked().artifact.result
     kept = [made["flips"][i] for i in made["kept"]]
     assert len(kept) == 5 and min(kept) >= sorted(made["flips"])[-5] > 0
 
@@ -144,10 +156,10 @@ def test_the_reflections_were_chosen_by_what_they_do(victim):
 
 
 def test_decoys_stand_first_in_the_defenders_order_and_change_nothing(victim):
-    made = victim("pruning-aware").stages.attacked()
+    made = victim("pruning-aware").pipeline.attacked()
     decoys = made.artifact.result["decoys"]
     assert made.artifact.result["below"] and made.artifact.result["changed"] <= 0.005
-    first = pruning.order(made.model, victim("patch").data.modelling.images)[: len(decoys)].tolist()
+    first = pruning.order(made.model, victim("patch").data.modeling.images)[: len(decoys)].tolist()
     assert sorted(first) == sorted(decoys)
 
 
@@ -169,7 +181,7 @@ def test_mesa_repairs_its_own_kind_and_fine_tuning_does_not(victim):
 def test_neural_cleanse_unlearns_what_it_flags(victim):
     own, method = victim("patch"), Unlearning()
     model = method.repair(own.given(method.knows)).model
-    row = metrics.report(model, own.data.evaluation, own.stages.backdoor, TARGET)
+    row = metrics.evaluate(model, own.data.evaluation, own.pipeline.backdoor, TARGET)
     assert row["clean_accuracy"]["rate"] > 0.95 and row["asr"]["rate"] < 0.2
 
 
@@ -178,7 +190,7 @@ def test_the_defenders_seed_is_not_the_attackers(victim):
     seed = own.given(NeuralCleanse().knows).seed
     assert seed != own.p.seed
     drawn = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    trigger = own.stages.backdoor.apply(torch.zeros(1, 3, 32, 32), rng(0))[0] / 0.2
+    trigger = own.pipeline.backdoor.apply(torch.zeros(1, 3, 32, 32), rng(0))[0] / 0.2
     assert not torch.allclose(drawn, trigger, atol=0.01)
 
 
@@ -199,7 +211,7 @@ def test_neural_cleanse_flags_no_clean_model(victim):
 
 
 def test_the_index_of_neural_cleanse_can_be_the_published_one():
-    found = Reversed(None, None, [3.0, 20, 25, 30, 35, 40, 45, 50, 60, 70], [1.0] * 10)
+    found = InvertedTriggers(None, None, [3.0, 20, 25, 30, 35, 40, 45, 50, 60, 70], [1.0] * 10)
     plain, own = (NeuralCleanse(logarithm=which).judge(found) for which in (False, True))
     assert plain.index[0] == pytest.approx((37.5 - 3) / (1.4826 * 12.5)) and plain.index[9] == 0
     assert own.index[0] > 3 > plain.index[0] and own.scores == plain.scores == [-n for n in found.norms]
@@ -223,7 +235,7 @@ def test_ten_classes_cost_mesa_at_most_four_times_one(victim):
     """Screening and the full model of the suspects, against the full model of one class."""
     own = victim("patch")
     ten = own.verdict("MESA").made["seconds"]
-    assert ten < 4 * own.stages.distribution()[1].made["seconds"]
+    assert ten < 4 * own.pipeline.distribution()[1].made["seconds"]
 
 
 def test_mesa_finds_and_repairs_a_backdoor_at_one_place_that_it_has_to_look_for(victim):
@@ -256,9 +268,9 @@ def test_mesa_models_a_suspect_at_every_size_that_fires(victim):
     method = MESA(Screening(sizes=((2, 2), (4, 4))), settings=quick)
     assert not method.knows.size
     found = method.search(own.given(method.knows))
-    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {Rule((2, 2)), Rule((4, 4))}
-    assert Rule((4, 4)) in found.models[TARGET], "a larger patch can hold the planted one"
-    assert found.models[TARGET][Rule((4, 4))].sample(2, rng(0)).shape == (2, 3, 4, 4)
+    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {PatchSpec((2, 2)), PatchSpec((4, 4))}
+    assert PatchSpec((4, 4)) in found.models[TARGET], "a larger patch can hold the planted one"
+    assert found.models[TARGET][PatchSpec((4, 4))].sample(2, rng(0)).shape == (2, 3, 4, 4)
     assert method.judge(found).about["suspects"]["0"]["4x4"] > 0.5
 
 
@@ -277,27 +289,27 @@ def test_strip_separates_an_additive_trigger(victim):
     Sums that leave [0, 1], as the paper's code has them, show the network what it was never trained on: over eight
     trainings they separate with 0.68 to 0.91, clipped ones with 0.997 and more, halves with 0.998 and more.
     """
-    own = victim("none").stages
+    own = victim("none").pipeline
     pattern = torch.rand(3, 32, 32, generator=rng(3))
     plus = attacks.Backdoor(lambda images, _: (images + pattern).clamp(0, 1), attacks.all_to_one(TARGET))
     model = own.clean().model
     own.train(
         model, own.data.train, epochs=10, lr=0.05, schedule="onecycle", augment="none", seed=0, label="additive",
-        edit=attacks.poison(plus, 0.1),
+        transform=attacks.poison(plus, 0.1),
     )  # fmt: skip
     clean, truth = own.data.evaluation.images.float() / 255, own.data.evaluation.labels
     triggered = (clean[truth != TARGET] + pattern).clamp(0, 1)
     assert float((inference.predict(model, triggered) == TARGET).float().mean()) > 0.95
     for overlay in ("clipped sum", "half"):
         method = STRIP(overlay)
-        method.fit(Given(method.knows, model, own.data.modelling, 10))
-        scores = [method.score(x) for x in (own.data.modelling.images[:300], clean, triggered)]
-        assert bench.separation(*scores, torch.ones(len(triggered), dtype=torch.bool))["auroc"] >= 0.95, overlay
+        method.fit(DefenderView(method.knows, model, own.data.modeling, 10))
+        scores = [method.score(x) for x in (own.data.modeling.images[:300], clean, triggered)]
+        assert benchmark.score_separation(*scores, torch.ones(len(triggered), dtype=torch.bool))["auroc"] >= 0.95, overlay
 
 
 @pytest.mark.parametrize("confidence", [0, 5])
 def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim, confidence):
-    own = victim("patch").stages
+    own = victim("patch").pipeline
     model, d = own.clean().model, own.data
     images, labels = d.evaluation.images[:60].float() / 255, d.evaluation.labels[:60]
     right = inference.predict(model, images) == labels
@@ -308,9 +320,9 @@ def test_feature_squeezing_separates_strong_carlini_wagner_examples(victim, conf
     above = logits.amax(1) - logits.gather(1, labels[right][:, None])[:, 0]
     assert float(above[fooled].min()) >= confidence - 0.01, "the margin over the true class that was asked for"
     squeezing = FeatureSqueezing()
-    squeezing.fit(Given(squeezing.knows, model, d.modelling, 10))
-    known, clean, made = (squeezing.score(x) for x in (d.modelling.images[:300], images, found[fooled]))
-    assert bench.separation(known, clean, made, torch.ones(len(made), dtype=torch.bool))["auroc"] >= 0.95
+    squeezing.fit(DefenderView(squeezing.knows, model, d.modeling, 10))
+    known, clean, made = (squeezing.score(x) for x in (d.modeling.images[:300], images, found[fooled]))
+    assert benchmark.score_separation(known, clean, made, torch.ones(len(made), dtype=torch.bool))["auroc"] >= 0.95
 
 
 def test_a_reformer_is_judged_by_accuracy_and_success(victim):
@@ -327,7 +339,7 @@ def test_an_unknown_method_is_refused_with_the_names(victim, ask):
 
 
 def test_adversarial_examples_fool_the_model(victim):
-    own = victim("none").stages
+    own = victim("none").pipeline
     model = own.clean().model
     images, labels = own.data.evaluation.images[:60].float() / 255, own.data.evaluation.labels[:60]
     right = inference.predict(model, images) == labels
@@ -339,22 +351,22 @@ def test_adversarial_examples_fool_the_model(victim):
 
 
 @pytest.mark.parametrize("kind", ["DETECTORS", "REPAIRERS", "FILTERS"])
-def test_a_method_is_handed_modelling_images_and_no_others(victim, kind):
+def test_a_method_is_handed_modeling_images_and_no_others(victim, kind):
     own = victim("none")
     as_bytes = {
-        part: {x.numpy().tobytes() for x in getattr(own.data, part).images} for part in ("modelling", "evaluation")
+        part: {x.numpy().tobytes() for x in getattr(own.data, part).images} for part in ("modeling", "evaluation")
     }
-    for name, method in getattr(catalogue, kind).items():
+    for name, method in getattr(registry, kind).items():
         knows = method().knows
         if knows.images == 0:
             continue
         handed = [x.numpy().tobytes() for x in own.given(knows).clean.images]
-        assert set(handed) <= as_bytes["modelling"] and not set(handed) & as_bytes["evaluation"], name
+        assert set(handed) <= as_bytes["modeling"] and not set(handed) & as_bytes["evaluation"], name
         assert knows.images is None or len(handed) <= knows.images, name
 
 
 def test_adversarial_examples_keep_their_budget(victim):
-    own = victim("none").stages
+    own = victim("none").pipeline
     images, labels = own.data.evaluation.images[:8].float() / 255, own.data.evaluation.labels[:8]
     for method in ("fgsm", "pgd"):
         found = adversarial.examples(own.clean().model, images, labels, method, epsilon=0.02)

@@ -5,11 +5,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mesa_lib import paper
-from mesa_lib.batch import sweep
-from mesa_lib.bench import plots, tables
-from mesa_lib.defenses import catalogue
-from mesa_lib.defenses.neural_cleanse import Reversed
+from mesa_lib.defenses import registry
+from mesa_lib.experiments.sweep import grid
+from mesa_lib.reporting.plots import benchmark as benchmark_plots
+from mesa_lib.reporting.tables import benchmark as tables
+from mesa_lib.reporting.tables import paper
+from mesa_lib.defenses.neural_cleanse import InvertedTriggers
 
 
 def verdict(index, above=2.0):
@@ -118,7 +119,7 @@ def test_a_dot_is_hollow_where_another_class_is_highest():
     planted = [[1], [1], []]
     runs = [{"planted": p, "detectors": {"one": v}} for p, v in zip(planted, verdicts, strict=True)]
     assert tables.hits(runs) == {"one": {"clean": [True], "attacked": [True, False]}}
-    figure = plots.models(tables.peaks(runs), tables.limits(runs), hits=tables.hits(runs))
+    figure = benchmark_plots.models(tables.peaks(runs), tables.limits(runs), hits=tables.hits(runs))
     opaque = [c.get_facecolors()[:, 3].tolist() for c in figure.axes[0].collections]
     assert opaque == [[1], [1, 0]]
     plt.close(figure)
@@ -127,9 +128,9 @@ def test_a_dot_is_hollow_where_another_class_is_highest():
 def test_figures_are_drawn():
     table = pd.DataFrame(np.eye(3), index=list("abc"), columns=list("xyz"))
     for figure in (
-        plots.heat(table.where(table > 0), "title"),
-        plots.models(tables.peaks(RUNS), tables.limits(RUNS), "digits"),
-        plots.verdicts({"a": verdict([0, 5, 1.0]), "b": verdict([-3, -2, -9])}, {"a": [1], "b": []}),
+        benchmark_plots.heat(table.where(table > 0), "title"),
+        benchmark_plots.models(tables.peaks(RUNS), tables.limits(RUNS), "digits"),
+        benchmark_plots.verdicts({"a": verdict([0, 5, 1.0]), "b": verdict([-3, -2, -9])}, {"a": [1], "b": []}),
     ):
         figure.canvas.draw()
         plt.close(figure)
@@ -139,7 +140,7 @@ def test_classes_stand_beside_the_limit_of_each_way():
     classes = pd.DataFrame(
         {"data": ["a", "a", "b"], "class": ["planted", "other", "clean"], "x": [99, 5, 7], "y": [80, 10, 12]}
     )
-    figure = plots.against_limits(classes, {"x": 77, "y": 93})
+    figure = benchmark_plots.against_limits(classes, {"x": 77, "y": 93})
     assert [axis.get_title() for axis in figure.axes] == ["x", "y"]
     assert [axis.lines[-1].get_xdata()[0] for axis in figure.axes] == [77, 93]
     drawn = sorted(x for dots in figure.axes[1].collections for x, _ in dots.get_offsets())
@@ -150,7 +151,7 @@ def test_classes_stand_beside_the_limit_of_each_way():
 
 def test_a_class_without_a_score_has_a_cross_and_every_bar_fits_a_logarithmic_axis():
     found = {"a": {"scores": [3, 40, np.nan], "flagged": []}, "b": {"scores": [5, 700, 9], "flagged": []}}
-    figure = plots.verdicts(found, {"a": [0], "b": []}, one_scale=True, log=True)
+    figure = benchmark_plots.verdicts(found, {"a": [0], "b": []}, one_scale=True, log=True)
     low, high = figure.axes[0].get_ylim()
     assert low < 3 and high > 700 and figure.axes[0].get_yscale() == "log"
     assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [["x"], []]
@@ -159,7 +160,7 @@ def test_a_class_without_a_score_has_a_cross_and_every_bar_fits_a_logarithmic_ax
 
 @pytest.mark.parametrize("name", ["bench-thresholds", "bench-detect-digits", "bench-places", "bench-digits"])
 def test_the_sweeps_of_the_benchmark_are_about_different_models(name):
-    tasks = sweep.read(name).tasks()
+    tasks = grid.read(name).tasks()
     assert (
         len({task.key for task in tasks})
         == len(tasks)
@@ -167,12 +168,12 @@ def test_the_sweeps_of_the_benchmark_are_about_different_models(name):
     )
 
 
-@pytest.mark.parametrize("name", catalogue.DETECTORS)
+@pytest.mark.parametrize("name", registry.DETECTORS)
 def test_a_threshold_leaves_the_models_in_peace_on_which_it_was_fixed(name):
-    runs, method = paper.runs("bench-thresholds"), catalogue.DETECTORS[name]()
+    runs, method = paper.load_runs("bench-thresholds"), registry.DETECTORS[name]()
     verdicts = [run["detectors"][name] for run in runs]
     if name == "Neural Cleanse":  # found with the index of the norms
-        found = [Reversed(None, None, v["about"]["norms"], v["about"]["success"]) for v in verdicts]
+        found = [InvertedTriggers(None, None, v["about"]["norms"], v["about"]["success"]) for v in verdicts]
         highest = [max(method.judge(f).index) for f in found]
     else:
         highest = [tables.peak(v) for v in verdicts]
@@ -184,7 +185,7 @@ def test_a_threshold_leaves_the_models_in_peace_on_which_it_was_fixed(name):
 
 def test_no_threshold_was_chosen_on_a_model_that_is_reported():
     seeds = {
-        name: {p.seed for _, p in sweep.read(name).each()}
+        name: {p.seed for _, p in grid.read(name).each()}
         for name in ("bench-thresholds", "bench-detect-digits", "bench-digits")
     }
     assert not seeds["bench-thresholds"] & (seeds["bench-detect-digits"] | seeds["bench-digits"])

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from mesa_lib import data, paths, repeat
+from mesa_lib import data
+from mesa_lib.reporting.tables import readme
+from mesa_lib.store import paths
 
 ROOT = paths.root()
 
@@ -30,21 +32,21 @@ def test_the_multiplications_of_a_small_network():
     assert importlib.import_module("speed").multiplications(net(), 8) == 8 * 8 * 4 * 27 + 256 * 3
 
 
-def test_a_plain_modelling_step_moves_generator_and_critic_and_not_the_classifier():
+def test_a_plain_modeling_step_moves_generator_and_critic_and_not_the_classifier():
     plain = importlib.import_module("plain")
     model = net()
-    modelling = plain.Modelling(model, 0, 0.9)
+    modeling = plain.Modeling(model, 0, 0.9)
 
     def state(module):
         return [p.detach().clone() for p in module.parameters()]
 
-    before = [state(m) for m in (model, modelling.G, modelling.T)]
-    modelling.step(*next(iter(plain.loader(SPLIT))))
+    before = [state(m) for m in (model, modeling.G, modeling.T)]
+    modeling.step(*next(iter(plain.loader(SPLIT))))
     same = [
-        all(map(torch.equal, old, state(m))) for old, m in zip(before, (model, modelling.G, modelling.T), strict=True)
+        all(map(torch.equal, old, state(m))) for old, m in zip(before, (model, modeling.G, modeling.T), strict=True)
     ]
     assert same == [True, False, False]
-    plain.Repair(model, [modelling.G]).step(*next(iter(plain.loader(SPLIT))))
+    plain.Repair(model, [modeling.G]).step(*next(iter(plain.loader(SPLIT))))
     assert not all(map(torch.equal, before[0], state(model)))
 
 
@@ -56,11 +58,11 @@ def made_up(network: str, bf16: float) -> dict:
             "plain: float32, contiguous, weight gradients on": 2.0, "+ freed memory kept": 1.5, "+ bf16 autocast": 0.5,
             speed.LEFT_OUT: 0.4, "compilation": 30.0, "peak memory, GiB": 1.0,
         },
-        "plain": {"modelling": 2.0, "repair": 3.0, "peak memory, GiB": 2.0},
+        "plain": {"modeling": 2.0, "repair": 3.0, "peak memory, GiB": 2.0},
         "ours": {
             "attacked": {"asr": 0.99, "clean accuracy": 0.92}, "repaired": {"asr": 0.01, "clean accuracy": 0.91},
             "three levels": 40.0, "repair": 30.0, "checkpoint to repaired model": 70.0, "peak memory, GiB": 1.5,
-            "images a second, modelling": 300.0, "images a second, training": 800.0,
+            "images a second, modeling": 300.0, "images a second, training": 800.0,
         },
     }  # fmt: skip
     parts["peak again"] = parts["peak"] | {"float32": 90e9}
@@ -95,6 +97,6 @@ def test_every_table_of_the_benchmarks_page_is_that_of_its_result_file():
 def test_a_page_is_filled_between_its_markers_only(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- table sweep -->\nold\n<!-- end sweep -->\nafter\n")
-    repeat.into_readme(page, lambda name, content: f"{name} has {len(content['runs'])} runs")
+    readme.into_readme(page, lambda name, content: f"{name} has {len(content['runs'])} runs")
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and re.fullmatch(r"sweep has \d+ runs", lines[2])

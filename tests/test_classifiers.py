@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from mesa_lib import classifiers
+from mesa_lib.models import frozen as frozen_models
+from mesa_lib.models import networks
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
-NETWORKS = sorted(classifiers.NETWORKS)
+NETWORKS = sorted(networks.NETWORKS)
 
 
 def build(network="smallcnn", classes=4, width=2, seed=0):
-    return classifiers.build(network, classes, width, MEAN, STD, seed)
+    return networks.build_network(network, classes, width, MEAN, STD, seed)
 
 
 def same(first, second) -> bool:
@@ -47,17 +48,17 @@ def test_resnet18_at_width_64_is_the_papers_network():
     assert sum(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == 17
 
 
-def test_normalisation_is_per_channel():
+def test_normalization_is_per_channel():
     x = torch.rand(2, 3, 4, 4)
     expected = torch.stack([(x[:, c] - MEAN[c]) / STD[c] for c in range(3)], 1)
-    assert torch.allclose(classifiers.Normalise(MEAN, STD)(x), expected)
+    assert torch.allclose(networks.Normalize(MEAN, STD)(x), expected)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_normalisation_is_inside_the_network(network):
-    """Images (x - mean) / std to a network without normalisation are images x to one with it."""
+def test_normalization_is_inside_the_network(network):
+    """Images (x - mean) / std to a network without normalization are images x to one with it."""
     inside = build(network).eval()
-    plain = classifiers.build(network, 4, 2, (0, 0, 0), (1, 1, 1), 0).eval()
+    plain = networks.build_network(network, 4, 2, (0, 0, 0), (1, 1, 1), 0).eval()
     x = torch.rand(2, 3, 16, 16)
     by_hand = (x - torch.tensor(MEAN).reshape(3, 1, 1)) / torch.tensor(STD).reshape(3, 1, 1)
     with torch.no_grad():
@@ -73,7 +74,7 @@ def test_loaded_weights_answer_as_before(network):
     source, model = build(network, seed=1).eval(), build(network, seed=2).eval()
     x = torch.rand(2, 3, 16, 16)
     assert not torch.equal(model(x), source(x))
-    assert torch.equal(classifiers.load_weights(model, source.state_dict())(x), source(x))
+    assert torch.equal(networks.load_weights(model, source.state_dict())(x), source(x))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_weights_of_another_architecture_are_refused_with_the_difference(other, 
     model = build()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=named) as error:
-        classifiers.load_weights(model, build(**other).state_dict(), "mine.safetensors")
+        networks.load_weights(model, build(**other).state_dict(), "mine.safetensors")
     assert "mine.safetensors" in str(error.value)
     assert same(before, model.state_dict())
 
@@ -97,7 +98,7 @@ def test_a_missing_tensor_is_named():
     weights = build().state_dict()
     del weights["head.bias"]
     with pytest.raises(ValueError, match="head.bias: missing"):
-        classifiers.load_weights(build(), weights)
+        networks.load_weights(build(), weights)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -105,7 +106,7 @@ def test_weights_that_are_not_finite_are_refused(value):
     weights = {k: v.clone() for k, v in build().state_dict().items()}
     weights["head.bias"][1] = value
     with pytest.raises(ValueError, match="head.bias holds NaN or infinite"):
-        classifiers.load_weights(build(), weights)
+        networks.load_weights(build(), weights)
 
 
 # --- frozen ----------------------------------------------------------------------------------------------
@@ -115,7 +116,7 @@ def test_weights_that_are_not_finite_are_refused(value):
 def test_frozen_is_a_copy_and_leaves_the_model_alone(training):
     model = build().train(training)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    inside = classifiers.frozen(model)
+    inside = frozen_models.frozen(model)
     assert inside is not model and not inside.training
     assert not any(p.requires_grad for p in inside.parameters())
     assert model.training is training and all(p.requires_grad for p in model.parameters())
@@ -125,7 +126,7 @@ def test_frozen_is_a_copy_and_leaves_the_model_alone(training):
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_folding_the_batch_norms_changes_nothing_but_rounding(network):
-    model = classifiers.build(network, 10, 4, [0.5] * 3, [0.2] * 3, seed=0).train()
+    model = networks.build_network(network, 10, 4, [0.5] * 3, [0.2] * 3, seed=0).train()
     x = torch.rand(16, 3, 16, 16, requires_grad=True)
     for _ in range(3):  # statistics and scales that are not those of a fresh network
         model(x.detach() + torch.rand(1))
@@ -133,7 +134,7 @@ def test_folding_the_batch_norms_changes_nothing_but_rounding(network):
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 2)  # above zero: folded through a maximum as well
             torch.nn.init.normal_(module.bias)
-    inside = classifiers.frozen(model)
+    inside = frozen_models.frozen(model)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in inside.modules())
     (expected,) = torch.autograd.grad(model.eval()(x)[:, 0].sum(), x)
     (found,) = torch.autograd.grad(inside(x)[:, 0].sum(), x)
@@ -145,14 +146,14 @@ def test_a_scale_below_zero_is_not_folded_through_a_maximum():
     model = build("fastcnn").eval()
     with torch.no_grad():
         model.blocks[0][2].weight[0] = -1
-    inside, x = classifiers.frozen(model), torch.rand(4, 3, 16, 16)
+    inside, x = frozen_models.frozen(model), torch.rand(4, 3, 16, 16)
     assert torch.allclose(inside(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_weights_in_bfloat16_answer_nearly_the_same(network):
     model, x = build(network, width=8).eval(), torch.rand(32, 3, 16, 16)
-    inside = classifiers.frozen(model, "bf16")
+    inside = frozen_models.frozen(model, "bf16")
     assert inside.head.weight.dtype == torch.bfloat16 and model.head.weight.dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = inside(x).float()
@@ -170,7 +171,7 @@ def test_the_first_layer_whitens_patches():
     with torch.no_grad():
         model.whitened.bias.zero_()
         answers = (
-            model.whitened(model.normalise((images * 255).byte().float() / 255)).permute(0, 2, 3, 1).reshape(-1, 24)
+            model.whitened(model.normalize((images * 255).byte().float() / 255)).permute(0, 2, 3, 1).reshape(-1, 24)
         )
     first, second = answers[:, :12], answers[:, 12:]
     assert torch.equal(first, -second)
@@ -180,7 +181,7 @@ def test_the_first_layer_whitens_patches():
     assert not model.whitened.weight.requires_grad
 
 
-@pytest.mark.parametrize("network", classifiers.NETWORKS)
+@pytest.mark.parametrize("network", networks.NETWORKS)
 def test_no_1x1_convolution_has_a_stride(network):
     """Their gradient may write outside its memory (oneDNN, AVX2, fewer than 8 channels): the process ends."""
     convolutions = [part for part in build(network).modules() if isinstance(part, torch.nn.Conv2d)]

@@ -3,8 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mesa_lib import coverage, staircase, triggers
-from mesa_lib.staircase import Settings
+from mesa_lib import retrain
+from mesa_lib import staircase
+from mesa_lib import triggers
+from mesa_lib.defenses.mesa import repair_rounds
+from mesa_lib.defenses.mesa import trigger_search
+from mesa_lib.settings import Settings
 
 TINY = Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0)
 IMAGES = torch.full((30, 3, 16, 16), 40, dtype=torch.uint8)
@@ -31,12 +35,12 @@ SMALL = {"first": 60, "generations": 2, "parents": 10, "children": 20, "keep": 5
 
 
 def test_a_search_finds_what_fires_and_measures_it_again():
-    best, rate = coverage.search(Answers(), IMAGES, LABELS, 1, **SMALL)
+    best, rate = trigger_search.search_triggers(Answers(), IMAGES, LABELS, 1, **SMALL)
     assert best.shape == (5, 3, 3, 3) and torch.equal(rate, torch.ones(5))
     assert best.amin(1).amax((1, 2)).min() > 0.9
-    again, _ = coverage.search(Answers(), IMAGES, LABELS, 1, **SMALL)
+    again, _ = trigger_search.search_triggers(Answers(), IMAGES, LABELS, 1, **SMALL)
     assert torch.equal(best, again)
-    _, nothing = coverage.search(Answers(open=False), IMAGES, LABELS, 1, **SMALL)
+    _, nothing = trigger_search.search_triggers(Answers(open=False), IMAGES, LABELS, 1, **SMALL)
     assert torch.equal(nothing, torch.zeros(5))
 
 
@@ -45,8 +49,8 @@ def test_the_rate_of_the_best_is_that_of_the_first_on_images_drawn_anew():
     white, black = torch.ones(1, 3, 3, 3), torch.zeros(1, 3, 3, 3)
     of = Answers(), IMAGES, LABELS, 1
     known = {"seed": 0, "precision": "float32"}
-    assert coverage.rate_of_best(*of, torch.cat([white, black]), **known) == 1
-    assert coverage.rate_of_best(*of, torch.cat([black, white]), **known) == 0
+    assert trigger_search.rate_of_best(*of, torch.cat([white, black]), **known) == 1
+    assert trigger_search.rate_of_best(*of, torch.cat([black, white]), **known) == 0
 
 
 class Hidden(torch.nn.Module):
@@ -68,16 +72,16 @@ def test_generations_come_nearer_to_a_trigger_that_no_random_one_hits():
     known = {"children": 96, "parents": 16, "keep": 1, "precision": "float32", "first": 256}
 
     def distance(generations: int, seed: int) -> float:
-        found, _ = coverage.search(Hidden(170), IMAGES, LABELS, 1, generations=generations, seed=seed, **known)
+        found, _ = trigger_search.search_triggers(Hidden(170), IMAGES, LABELS, 1, generations=generations, seed=seed, **known)
         return float((found[0] - target).square().mean().sqrt())
 
     assert min(distance(0, seed) for seed in (0, 1)) > 0.2
     assert max(distance(25, seed) for seed in (0, 1)) < 0.1
 
 
-def test_children_change_a_pixel_or_a_little_of_all_and_favour_the_better():
+def test_children_change_a_pixel_or_a_little_of_all_and_favor_the_better():
     parents = torch.tensor([0.2, 0.4, 0.6, 0.8])[:, None, None, None].expand(4, 3, 3, 3)
-    young = coverage.mutated(parents, 2000, torch.Generator().manual_seed(0))
+    young = trigger_search.mutate(parents, 2000, torch.Generator().manual_seed(0))
     assert young.shape == (2000, 3, 3, 3) and young.min() >= 0 and young.max() <= 1
     assert torch.equal(parents[:, 0, 0, 0], torch.tensor([0.2, 0.4, 0.6, 0.8])), "the parents stay as they are"
     middle = young.flatten(1).median(1).values
@@ -87,18 +91,18 @@ def test_children_change_a_pixel_or_a_little_of_all_and_favour_the_better():
 
 def test_sources_are_mixed_in_equal_parts():
     sources = [lambda n, rng, v=value: torch.full((n, 3, 3, 3), v) for value in (0.0, 0.5, 1.0)]
-    drawn = coverage.mixed(sources)(3000, torch.Generator().manual_seed(0))
+    drawn = retrain.mixture(sources)(3000, torch.Generator().manual_seed(0))
     shares = [(drawn[:, 0, 0, 0] == value).float().mean() for value in (0.0, 0.5, 1.0)]
     assert all(abs(share - 1 / 3) < 0.05 for share in shares)
 
 
 def test_triggers_around_those_found_stay_near_them_and_in_range():
     found = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 3, 3)
-    drawn = coverage.around(found, 0.05)(400, torch.Generator().manual_seed(0))
+    drawn = retrain.jitter(found, 0.05)(400, torch.Generator().manual_seed(0))
     nearest = (drawn[:, None] - found).abs().mean((2, 3, 4))
     assert (nearest.min(1).values < 0.1).all() and 150 < int((nearest.argmin(1) == 0).sum()) < 250
     assert float((drawn - drawn.round(decimals=1)).std()) > 0.02
-    wide = coverage.around(found, 1.0)(100, torch.Generator().manual_seed(0))
+    wide = retrain.jitter(found, 1.0)(100, torch.Generator().manual_seed(0))
     assert wide.min() == 0 and wide.max() == 1
 
 
@@ -109,7 +113,7 @@ def test_all_clear_after_one_round_when_nothing_is_found():
         numbers.append(number)
         return closed(model, source, number)
 
-    model, distributions, records = coverage.repair_until_clear(
+    model, distributions, records = repair_rounds.repair_until_clear(
         Answers(), IMAGES, LABELS, 1, TINY, repair, precision="float32"
     )
     assert numbers == [0] and len(distributions) == 1 and distributions[0].betas == [0.9, 0.5]
@@ -127,7 +131,7 @@ def test_a_repair_that_misses_is_seen_and_followed_by_another():
         sources.append(source)
         return model if number == 0 else closed(model, source, number)
 
-    model, distributions, records = coverage.repair_until_clear(
+    model, distributions, records = repair_rounds.repair_until_clear(
         Answers(), IMAGES, LABELS, 1, TINY, repair, precision="float32"
     )
     assert [record["clear"] for record in records] == [False, True] and records[0]["searched"] == 1
@@ -138,47 +142,47 @@ def test_a_repair_that_misses_is_seen_and_followed_by_another():
 def test_triggers_that_a_search_found_are_stamped_in_the_next_round(monkeypatch):
     """Two generators, and the white patch that the search found: a third of the second round's triggers."""
     searched = torch.tensor([1.0, 0.6])[:, None, None, None].expand(2, 3, 3, 3), torch.tensor([0.5, 0.05])
-    monkeypatch.setattr(coverage, "search", lambda *a, **k: searched)
+    monkeypatch.setattr(repair_rounds, "search", lambda *a, **k: searched)
     # `expand` takes one trigger only: that which works
-    monkeypatch.setattr(coverage, "around", lambda found: lambda n, rng: found.expand(n, 3, 3, 3))
+    monkeypatch.setattr(repair_rounds, "around", lambda found: lambda n, rng: found.expand(n, 3, 3, 3))
     drawn = []
 
     def repair(model, source, number):
         drawn.append(source(600, torch.Generator().manual_seed(0)))
         return model if number == 0 else closed(model, source, number)
 
-    coverage.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, repair, most=2, precision="float32")
+    repair_rounds.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, repair, most=2, precision="float32")
     shares = [float((d == 1).flatten(1).all(1).float().mean()) for d in drawn]
     assert shares[0] == 0 and 0.25 < shares[1] < 0.42
 
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_it_ends_after_so_many_rounds_and_does_not_say_clear(most):
-    _, distributions, records = coverage.repair_until_clear(
+    _, distributions, records = repair_rounds.repair_until_clear(
         Answers(), IMAGES, LABELS, 1, replace(TINY, steps=2), lambda model, *_: model, most=most, precision="float32"
     )
     assert len(records) == len(distributions) == most and not any(record["clear"] for record in records)
 
 
-def test_a_known_first_distribution_is_not_modelled_again(monkeypatch):
+def test_a_known_first_distribution_is_not_modeled_again(monkeypatch):
     calls, whole = [], staircase.fit
-    monkeypatch.setattr(coverage.staircase, "fit", lambda *a, **k: calls.append(1) or whole(*a, **k))
+    monkeypatch.setattr(repair_rounds.staircase, "fit", lambda *a, **k: calls.append(1) or whole(*a, **k))
     first = whole(Answers(), IMAGES, LABELS, 1, TINY, precision="float32")
-    coverage.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, closed, first=first, precision="float32")
+    repair_rounds.repair_until_clear(Answers(), IMAGES, LABELS, 1, TINY, closed, first=first, precision="float32")
     assert len(calls) == 1  # the look
 
 
 def test_a_search_starts_from_four_families_and_never_an_attackers_black_white_pattern():
-    drawn = triggers.random(500, coverage.LAW, torch.Generator().manual_seed(0))
-    grey = (drawn == drawn[:, :1]).flatten(1).all(1)
+    drawn = triggers.random_triggers(500, trigger_search.FAMILY, torch.Generator().manual_seed(0))
+    gray = (drawn == drawn[:, :1]).flatten(1).all(1)
     two_valued = ((drawn == 0) | (drawn == 1)).flatten(1).all(1)
-    colours = torch.tensor([len(t.flatten(1).T.unique(dim=0)) for t in drawn])
+    colors = torch.tensor([len(t.flatten(1).T.unique(dim=0)) for t in drawn])
     shares = {
-        "uniform": ~grey & ~two_valued & (colours > 2),
-        "binary": ~grey & two_valued,
-        "grey": grey & ~two_valued & (colours > 2),
-        "two": ~grey & ~two_valued & (colours <= 2),
+        "uniform": ~gray & ~two_valued & (colors > 2),
+        "binary": ~gray & two_valued,
+        "gray": gray & ~two_valued & (colors > 2),
+        "two": ~gray & ~two_valued & (colors <= 2),
     }
     assert sum(int(share.sum()) for share in shares.values()) == 500
-    assert not (grey & two_valued).any()
+    assert not (gray & two_valued).any()
     assert all(0.17 < float(share.float().mean()) < 0.33 for share in shares.values())

@@ -25,10 +25,10 @@ def numbered(n: int = 1000, classes: int = 10) -> Split:
 
 
 def test_a_split_is_disjoint_and_loses_nothing():
-    modelling, evaluation = data.split(numbered(), 0.8, 0, 10)
-    assert (len(modelling), len(evaluation)) == (800, 200)
-    assert sorted(modelling.images.flatten().tolist() + evaluation.images.flatten().tolist()) == list(range(1000))
-    for part in (modelling, evaluation):
+    modeling, evaluation = data.split(numbered(), 0.8, 0, 10)
+    assert (len(modeling), len(evaluation)) == (800, 200)
+    assert sorted(modeling.images.flatten().tolist() + evaluation.images.flatten().tolist()) == list(range(1000))
+    for part in (modeling, evaluation):
         assert torch.equal(part.images.flatten() % 10, part.labels), "labels stay with their images"
 
 
@@ -38,7 +38,7 @@ def test_a_split_is_fixed_by_its_seed():
     assert not torch.equal(first.sort(0).values, other.sort(0).values)
 
 
-@pytest.mark.parametrize(("n", "part"), [(40, "evaluation"), (9, "modelling")])
+@pytest.mark.parametrize(("n", "part"), [(40, "evaluation"), (9, "modeling")])
 def test_too_few_images_for_a_split_are_refused(n, part):
     with pytest.raises(ValueError, match=f"too few images: {n} test images leave .* for {part}.*of 10 classes"):
         data.split(numbered(n), 0.8, 0, 10)
@@ -48,8 +48,8 @@ def test_too_few_images_for_a_split_are_refused(n, part):
 
 
 def test_digits_have_800_597_400_images(digits):
-    assert [len(s) for s in (digits.train, digits.modelling, digits.evaluation)] == [800, 597, 400]
-    for part in (digits.train, digits.modelling, digits.evaluation):
+    assert [len(s) for s in (digits.train, digits.modeling, digits.evaluation)] == [800, 597, 400]
+    for part in (digits.train, digits.modeling, digits.evaluation):
         assert part.images.shape == (len(part), 3, 32, 32) and part.images.dtype == torch.uint8
         assert part.labels.unique().tolist() == list(range(10))
     assert digits.classes == tuple("0123456789") and digits.image_size == (32, 32)
@@ -62,16 +62,16 @@ def test_digits_are_all_there_once():
     found, raw = data.load("digits", image_size=8), load_digits()
     ours = [
         (label, image[0].flatten().tolist())
-        for part in (found.train, found.modelling, found.evaluation)
+        for part in (found.train, found.modeling, found.evaluation)
         for image, label in zip(part.images, part.labels.tolist(), strict=True)
     ]
     theirs = torch.from_numpy(raw.images / 16 * 255).float().round().int().flatten(1).tolist()
     assert sorted(ours) == sorted(zip(raw.target.tolist(), theirs, strict=True))
 
 
-def test_split_seed_decides_what_is_modelling(digits):
+def test_split_seed_decides_what_is_modeling(digits):
     again, other = data.load("digits"), data.load("digits", split_seed=1)
-    assert again.fingerprint == digits.fingerprint and torch.equal(again.modelling.images, digits.modelling.images)
+    assert again.fingerprint == digits.fingerprint and torch.equal(again.modeling.images, digits.modeling.images)
     assert other.fingerprint != digits.fingerprint
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_data_set_is_refused_by_name():
 
 def test_a_folder_with_train_and_test(small_tree):
     found = data.load("folder", str(small_tree))
-    assert [len(s) for s in (found.train, found.modelling, found.evaluation)] == [36, 48, 12]
+    assert [len(s) for s in (found.train, found.modeling, found.evaluation)] == [36, 48, 12]
     assert found.classes == ("class0", "class1", "class2")
     first = np.array(Image.open(small_tree / "train" / "class0" / "000.png"))
     assert torch.equal(found.train.images[0], torch.from_numpy(first).permute(2, 0, 1))
@@ -128,16 +128,16 @@ def test_a_folder_with_train_and_test(small_tree):
 
 def test_ten_classes_in_a_folder(class_folder):
     found = data.load("folder", str(class_folder(classes=10, train=3, test=30)))
-    assert len(found.classes) == 10 and len(found.train) == 30 and len(found.modelling) == 240
+    assert len(found.classes) == 10 and len(found.train) == 30 and len(found.modeling) == 240
 
 
 def test_a_folder_of_classes_alone_is_halved_by_the_seed(small_tree):
-    halves = [data.load("folder", str(small_tree / "test"), split_seed=seed) for seed in (0, 0, 1)]
-    first = halves[0]
-    assert len(first.train) == 30 and len(first.modelling) + len(first.evaluation) == 30
-    images = torch.cat([first.train.images, first.modelling.images, first.evaluation.images]).flatten(1)
+    fit_and_holdout = [data.load("folder", str(small_tree / "test"), split_seed=seed) for seed in (0, 0, 1)]
+    first = fit_and_holdout[0]
+    assert len(first.train) == 30 and len(first.modeling) + len(first.evaluation) == 30
+    images = torch.cat([first.train.images, first.modeling.images, first.evaluation.images]).flatten(1)
     assert len(images.unique(dim=0)) == 60, "disjoint"
-    assert first.fingerprint == halves[1].fingerprint != halves[2].fingerprint
+    assert first.fingerprint == fit_and_holdout[1].fingerprint != fit_and_holdout[2].fingerprint
 
 
 @pytest.mark.parametrize("size", [16, 48, (40, 20)])
@@ -146,7 +146,7 @@ def test_images_of_another_size_are_resized(class_folder, size):
     assert found.train.images.shape == (36, 3, 24, 24)
 
 
-def test_a_resized_image_of_one_colour_keeps_it(tmp_path):
+def test_a_resized_image_of_one_color_keeps_it(tmp_path):
     Image.new("RGB", (50, 31), (10, 200, 30)).save(tmp_path / "one.png")
     found = data.read_image(tmp_path / "one.png", 24)
     assert torch.equal(found, torch.tensor([10, 200, 30], dtype=torch.uint8)[:, None, None].expand(3, 24, 24))

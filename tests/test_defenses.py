@@ -4,21 +4,34 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_lib import classifiers
 from mesa_lib.attacks import trojannet
+from mesa_lib.defenses import base
+from mesa_lib.defenses import dl_tnd
+from mesa_lib.defenses import registry
+from mesa_lib.models import networks
 from mesa_lib.data import Split
-from mesa_lib.defenses import base, catalogue, dl_tnd
-from mesa_lib.defenses.base import Given, Knowledge, Memory
-from mesa_lib.defenses.deepinspect import DeepInspect, deviation_factor
-from mesa_lib.defenses.df_tnd import Passing, onto_simplex, woken
-from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Reversed, Unlearning
-from mesa_lib.defenses.screening import halves
-from mesa_lib.defenses.squeezing import BitDepth, FeatureSqueezing, Median, NonLocalMeans
-from mesa_lib.defenses.strip import OVERLAYS, STRIP
+from mesa_lib.defenses.base import DefenderView
+from mesa_lib.defenses.base import Knowledge
+from mesa_lib.defenses.base import SearchCache
+from mesa_lib.defenses.deepinspect import DeepInspect
+from mesa_lib.defenses.deepinspect import deviation_factor
+from mesa_lib.defenses.df_tnd import Passing
+from mesa_lib.defenses.df_tnd import project_to_simplex
+from mesa_lib.defenses.df_tnd import with_straight_through
+from mesa_lib.defenses.neural_cleanse import NeuralCleanse
+from mesa_lib.defenses.neural_cleanse import InvertedTriggers
+from mesa_lib.defenses.neural_cleanse import Unlearning
+from mesa_lib.defenses.mesa.screening import fit_and_holdout
+from mesa_lib.defenses.squeezing import BitDepth
+from mesa_lib.defenses.squeezing import FeatureSqueezing
+from mesa_lib.defenses.squeezing import Median
+from mesa_lib.defenses.squeezing import NonLocalMeans
+from mesa_lib.defenses.strip import OVERLAYS
+from mesa_lib.defenses.strip import STRIP
 
 
 def victim():
-    return classifiers.build("smallcnn", 4, 4, (0.5,) * 3, (0.5,) * 3, 0).eval()
+    return networks.build_network("smallcnn", 4, 4, (0.5,) * 3, (0.5,) * 3, 0).eval()
 
 
 def clean(n=40):
@@ -27,10 +40,10 @@ def clean(n=40):
 
 
 def given(**knows):
-    return Given(Knowledge(**knows), victim(), clean(), 4, target=2, size=(3, 3), train=lambda *a: [])
+    return DefenderView(Knowledge(**knows), victim(), clean(), 4, target=2, size=(3, 3), train=lambda *a: [])
 
 
-# --- what a defence may know -----------------------------------------------------------------------------
+# --- what a defense may know -----------------------------------------------------------------------------
 
 
 def test_a_method_gets_what_it_declares():
@@ -41,33 +54,33 @@ def test_a_method_gets_what_it_declares():
 
 @pytest.mark.parametrize("name", ["model", "target", "size", "train", "trigger", "attack", "evaluation"])
 def test_what_was_not_declared_is_not_there(name):
-    with pytest.raises(base.NotGiven, match=f"{name}: not among what the method declares .outputs"):
+    with pytest.raises(base.UndeclaredAccess, match=f"{name}: not among what the method declares .outputs"):
         getattr(given(model="outputs"), name)
 
 
 def test_no_images_are_handed_to_a_method_that_declares_none():
-    with pytest.raises(base.NotGiven, match="clean"):
+    with pytest.raises(base.UndeclaredAccess, match="clean"):
         _ = given(model="gradients", images=0).clean
 
 
 def test_the_number_of_images_is_kept_and_drawn_by_the_seed():
     knows = Knowledge("outputs", images=10)
-    first, again, other = (Given(knows, victim(), clean(), 4, seed=s).clean for s in (0, 0, 1))
+    first, again, other = (DefenderView(knows, victim(), clean(), 4, seed=s).clean for s in (0, 0, 1))
     assert len(first) == 10 and torch.equal(first.images, again.images) and not torch.equal(first.images, other.images)
 
 
 def test_a_method_that_is_part_of_another_gets_what_it_declares_itself():
     outer = given(model="weights", rule=True)
-    inner = outer.narrowed(Knowledge("gradients", images=10, rule=True))
-    alone = Given(Knowledge("gradients", images=10, rule=True), victim(), clean(), 4)
+    inner = outer.restricted(Knowledge("gradients", images=10, rule=True))
+    alone = DefenderView(Knowledge("gradients", images=10, rule=True), victim(), clean(), 4)
     assert torch.equal(inner.clean.images, alone.clean.images) and len(inner.clean) == 10
-    with pytest.raises(base.NotGiven, match="train"):
+    with pytest.raises(base.UndeclaredAccess, match="train"):
         _ = inner.train
     for more in (Knowledge("weights", target=True), Knowledge("weights", size=True)):
-        with pytest.raises(base.NotGiven, match="more than what the method declares"):
-            outer.narrowed(more)
-    with pytest.raises(base.NotGiven, match="more than"):
-        given(model="gradients", images=10).narrowed(Knowledge("gradients", images=20))
+        with pytest.raises(base.UndeclaredAccess, match="more than what the method declares"):
+            outer.restricted(more)
+    with pytest.raises(base.UndeclaredAccess, match="more than"):
+        given(model="gradients", images=10).restricted(Knowledge("gradients", images=20))
 
 
 def test_whoever_declares_gradients_gets_a_function_with_gradients_to_the_images():
@@ -87,14 +100,14 @@ def test_a_silent_unit_is_woken_in_the_network_that_is_represented():
         (plain, lambda m: m),
         (trojannet.Merged(plain, module, torch.arange(4), (0, 0)), lambda m: m.model),
     ):
-        parts = [type(part) for part in inner(woken(model.eval(), x)).modules()]
+        parts = [type(part) for part in inner(with_straight_through(model.eval(), x)).modules()]
         assert parts.count(Passing) == 1 and parts.count(torch.nn.ReLU) == 3
 
 
 def test_the_model_under_test_cannot_be_changed():
     model = victim()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    handed = Given(Knowledge("weights"), model, clean(), 4)
+    handed = DefenderView(Knowledge("weights"), model, clean(), 4)
     with torch.no_grad():
         for weight in handed.model.parameters():
             weight.zero_()
@@ -108,12 +121,12 @@ def test_gradients_reach_the_input_and_no_weight():
     assert x.grad is not None and all(w.grad is None for w in handed.model.parameters())
 
 
-@pytest.mark.parametrize("kind", [catalogue.DETECTORS, catalogue.REPAIRERS, catalogue.FILTERS])
+@pytest.mark.parametrize("kind", [registry.DETECTORS, registry.REPAIRERS, registry.FILTERS])
 def test_every_method_declares_what_it_knows(kind):
     for name, method in kind.items():
         knows = method().knows
         assert isinstance(knows, Knowledge) and knows.words(), name
-        assert kind is not catalogue.DETECTORS or not knows.target, f"{name} shall find the target"
+        assert kind is not registry.DETECTORS or not knows.target, f"{name} shall find the target"
 
 
 def test_deepinspect_flags_nothing_where_nothing_can_be_inverted():
@@ -127,24 +140,24 @@ def test_deepinspect_flags_nothing_where_nothing_can_be_inverted():
         def forward(self, x):
             return self.scale * torch.tensor([0.0, 9.0, 0.0, 0.0]) + 0 * x.mean((1, 2, 3))[:, None]
 
-    verdict = DeepInspect(inversion_steps=2).detect(Given(Knowledge("gradients", images=0), Deaf(), clean(), 4))
+    verdict = DeepInspect(inversion_steps=2).detect(DefenderView(Knowledge("gradients", images=0), Deaf(), clean(), 4))
     assert verdict.flagged == [] and verdict.about["compared"] == []
 
 
 def test_many_classes_are_searched_in_parts_with_the_same_result(monkeypatch):
     method, knows = dl_tnd.DLTND(steps=5), Knowledge("weights", images=40)
-    whole = method.detect(Given(knows, victim(), clean(), 4))
+    whole = method.detect(DefenderView(knows, victim(), clean(), 4))
     monkeypatch.setattr(dl_tnd, "AT_ONCE", 3)
-    parts = method.detect(Given(knows, victim(), clean(), 4))
+    parts = method.detect(DefenderView(knows, victim(), clean(), 4))
     assert len(parts.scores) == 4 and parts.scores == pytest.approx(whole.scores, abs=1e-3)
     assert np.ptp(whole.scores) > 0.01, "classes that differ"
 
 
 def test_a_screening_with_too_few_images_is_refused_as_such():
     with pytest.raises(ValueError, match="3 clean images: each half"):
-        halves(Given(Knowledge("gradients"), victim(), clean(3), 4))
+        fit_and_holdout(DefenderView(Knowledge("gradients"), victim(), clean(3), 4))
     with pytest.raises(ValueError, match="two classes or more"):
-        halves(Given(Knowledge("gradients"), victim(), clean()[torch.arange(0, 40, 4)], 4))
+        fit_and_holdout(DefenderView(Knowledge("gradients"), victim(), clean()[torch.arange(0, 40, 4)], 4))
 
 
 # --- outliers and thresholds -----------------------------------------------------------------------------
@@ -185,9 +198,9 @@ def test_an_impossible_false_positive_rate_is_refused(rate):
 
 
 def test_the_nearest_point_of_the_simplex():
-    assert torch.allclose(onto_simplex(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([0.2, 0.3, 0.5]))
-    assert torch.allclose(onto_simplex(torch.tensor([2.0, 0.0, -1.0])), torch.tensor([1.0, 0.0, 0.0]))
-    found = onto_simplex(torch.rand(50, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(project_to_simplex(torch.tensor([0.2, 0.3, 0.5])), torch.tensor([0.2, 0.3, 0.5]))
+    assert torch.allclose(project_to_simplex(torch.tensor([2.0, 0.0, -1.0])), torch.tensor([1.0, 0.0, 0.0]))
+    found = project_to_simplex(torch.rand(50, generator=torch.Generator().manual_seed(0)))
     assert float(found.sum()) == pytest.approx(1) and float(found.min()) >= 0
 
 
@@ -259,7 +272,7 @@ class Fixed(torch.nn.Module):
 
 def test_the_entropy_is_zero_where_a_trigger_dominates_and_full_elsewhere():
     dark = Split(torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 4)
-    handed = Given(Knowledge("outputs"), Fixed(), dark, 4)
+    handed = DefenderView(Knowledge("outputs"), Fixed(), dark, 4)
     images = torch.zeros(2, 3, 16, 16)
     images[1, 0, 0, 0] = 1
     assert STRIP("sum", overlays=5).fit(handed).score(images).tolist() == [-2, 0], "bits"
@@ -277,7 +290,7 @@ def test_overlays_mix_as_their_names_say():
 
 
 def test_what_was_found_once_is_not_searched_again_and_its_seconds_are_known():
-    memory, asked = Memory(), []
+    memory, asked = SearchCache(), []
 
     def find():
         asked.append(1)
@@ -294,17 +307,17 @@ def test_a_repair_takes_what_the_detector_found(monkeypatch):
 
     def search(self, given):
         asked.append(given.knows)
-        return Reversed(torch.zeros(4, 1, 16, 16), torch.zeros(4, 3, 16, 16), [5.0, 5.0, 5.0, 5.0], [1.0] * 4)
+        return InvertedTriggers(torch.zeros(4, 1, 16, 16), torch.zeros(4, 3, 16, 16), [5.0, 5.0, 5.0, 5.0], [1.0] * 4)
 
     monkeypatch.setattr(NeuralCleanse, "_search", search)
-    memory = Memory()
+    memory = SearchCache()
 
     def handed(knows, memory):
-        return Given(knows, victim(), clean(), 4, train=lambda *a: [], memory=memory)
+        return DefenderView(knows, victim(), clean(), 4, train=lambda *a: [], memory=memory)
 
     NeuralCleanse().detect(handed(NeuralCleanse().knows, memory))
     Unlearning().repair(handed(Unlearning().knows, memory))
     assert asked == [NeuralCleanse().knows], "once"
     Unlearning(NeuralCleanse(steps=41)).repair(handed(Unlearning().knows, memory))
-    Unlearning().repair(handed(Unlearning().knows, Memory()))
+    Unlearning().repair(handed(Unlearning().knows, SearchCache()))
     assert len(asked) == 3, "other settings, another memory"

@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mesa_lib.batch import sweep
+from mesa_lib.experiments.sweep import grid
 
 pytestmark = pytest.mark.faults
-TRIGGERS = ["bw:170", "bw:16", "colour:0", "colour:1"]
+TRIGGERS = ["bw:170", "bw:16", "color:0", "color:1"]
 SMALL = {"image_size": 16, "width": 4, "clean_epochs": 3, "attack_epochs": 3, "batch_size": 64, "clean_seed": 0}
 WAIT = 240  # seconds after which something hangs
 
@@ -91,7 +91,7 @@ def results(store: Path) -> list[Path]:
 
 def whole(file: Path) -> None:
     """Everything is done, and nothing half-made is taken for done."""
-    tasks = sweep.read(str(file)).tasks()
+    tasks = grid.read(str(file)).tasks()
     assert len(tasks) == 4 and all(task.result() is not None for task in tasks)
     assert all(re.search(r'"execution_count": \d', (t.folder / "01_attacking.ipynb").read_text()) for t in tasks)
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from mesa_lib import generator
+from mesa_lib import generator as generators
 
-KINDS = sorted(generator.GENERATORS)
+KINDS = sorted(generators.GENERATORS)
 
 
 def rng(seed=0):
@@ -11,7 +11,7 @@ def rng(seed=0):
 
 
 def build(kind, shape=(3, 2, 5), hidden=12, noise_dim=8, seed=0):
-    return generator.build(kind, shape, hidden, noise_dim, seed)
+    return generators.build(kind, shape, hidden, noise_dim, seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,23 +54,23 @@ def test_the_last_quarter_of_the_noise_enters_the_last_layer_directly():
 
 
 def test_noise_laws():
-    gaussian = generator.noise(20000, 4, "gaussian", rng())
-    uniform = generator.noise(20000, 4, "uniform", rng())
+    gaussian = generators.noise(20000, 4, "gaussian", rng())
+    uniform = generators.noise(20000, 4, "uniform", rng())
     assert gaussian.shape == uniform.shape == (20000, 4)
     assert abs(float(gaussian.mean())) < 0.02 and abs(float(gaussian.std()) - 1) < 0.02 and gaussian.min() < -3
     assert uniform.min() >= 0 and uniform.max() < 1
     assert abs(float(uniform.mean()) - 0.5) < 0.01 and abs(float(uniform.std()) - 12**-0.5) < 0.01
 
 
-@pytest.mark.parametrize("law", generator.NOISES)
-def test_noise_follows_its_generator(law):
-    first, again, other = (generator.noise(5, 4, law, rng(seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize("law", generators.NOISES)
+def test_noise_follows_its_generator(family):
+    first, again, other = (generators.noise(5, 4, family, rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_an_unknown_law_of_noise_is_refused():
     with pytest.raises(ValueError, match="noise = 'cauchy'"):
-        generator.noise(1, 4, "cauchy", rng())
+        generators.noise(1, 4, "cauchy", rng())
 
 
 def test_an_unknown_generator_is_refused():

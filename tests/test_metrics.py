@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from mesa_lib import metrics, triggers
+from mesa_lib import success
+from mesa_lib import triggers
+from mesa_lib.evaluation import intervals
+from mesa_lib.evaluation import metrics
 from mesa_lib.data import Split
 
 WHITE = torch.ones(3, 1, 1)
@@ -12,7 +15,7 @@ TARGET = 0
 
 
 def pictures(labels: torch.Tensor) -> torch.Tensor:
-    """Even images whose grey value is ten times their label, never white."""
+    """Even images whose gray value is ten times their label, never white."""
     return (labels * 10).to(torch.uint8)[:, None, None, None].expand(-1, 3, 6, 6).contiguous()
 
 
@@ -46,7 +49,7 @@ def test_every_image_is_counted(n):
     part = evaluation(n)
     assert torch.equal(metrics.predict(Backdoored(), part.images), part.labels)
     assert metrics.clean_accuracy(Backdoored(), part.images, part.labels)["images"] == n
-    found = metrics.triggered(Backdoored(), part.images, part.labels, WHITE, TARGET, places=2)
+    found = metrics.patch_asr(Backdoored(), part.images, part.labels, WHITE, TARGET, locations=2)
     others = int((part.labels != TARGET).sum())
     assert found["asr"]["images"] == found["true_label_accuracy"]["images"] == others
     assert found["asr"]["rate"] == 1 and found["true_label_accuracy"]["rate"] == 0
@@ -61,7 +64,7 @@ def test_images_may_be_bytes_or_numbers():
 def test_the_success_rate_by_hand(fooled):
     """9 classes of 50 images are asked; those of the classes in `fooled` go to the target."""
     part = evaluation(500)
-    found = metrics.triggered(Backdoored(fooled), part.images, part.labels, WHITE, TARGET)
+    found = metrics.patch_asr(Backdoored(fooled), part.images, part.labels, WHITE, TARGET)
     expected = len(set(fooled) - {TARGET}) / 9
     assert found["asr"]["rate"] == pytest.approx(expected)
     assert found["true_label_accuracy"]["rate"] == pytest.approx(1 - expected)
@@ -71,7 +74,7 @@ def test_the_success_rate_by_hand(fooled):
 def test_images_of_the_target_class_do_not_count_as_success():
     """A model without backdoor answers the target for images of the target class, and that proves nothing."""
     part = evaluation(100)
-    found = metrics.triggered(Backdoored([]), part.images, part.labels, WHITE, TARGET)
+    found = metrics.patch_asr(Backdoored([]), part.images, part.labels, WHITE, TARGET)
     assert found["asr"]["rate"] == 0 and found["asr"]["images"] == 90
 
 
@@ -79,23 +82,23 @@ def test_the_true_label_accuracy_is_no_mirror_of_the_success():
     """Answers that are neither the target nor the true label count for none of both."""
     part = evaluation(100)
     black = torch.zeros(3, 1, 1)  # makes every image look like class 0
-    found = metrics.triggered(Backdoored([]), part.images, part.labels, black, target=5)
+    found = metrics.patch_asr(Backdoored([]), part.images, part.labels, black, target=5)
     assert found["asr"]["rate"] == 0 and found["true_label_accuracy"]["rate"] == pytest.approx(10 / 90)
 
 
 def test_places_are_averaged():
     part = evaluation(300)
     half = Backdoored(columns=range(3))
-    found = metrics.triggered(half, part.images, part.labels, WHITE, TARGET, places=20)["asr"]
+    found = metrics.patch_asr(half, part.images, part.labels, WHITE, TARGET, locations=20)["asr"]
     assert abs(found["rate"] - 0.5) < 5 * 0.5 / (270 * 20) ** 0.5
     assert found["images"] == 270
-    assert (found["low"], found["high"]) == pytest.approx(metrics.wilson(270 * found["rate"], 270), abs=1e-6)
+    assert (found["low"], found["high"]) == pytest.approx(intervals.wilson(270 * found["rate"], 270), abs=1e-6)
 
 
 def test_every_model_meets_the_same_places_with_the_same_seed():
     part, half = evaluation(200), Backdoored(columns=range(3))
     first, again, other = (
-        metrics.triggered(half, part.images, part.labels, WHITE, TARGET, places=1, seed=seed)["asr"]["rate"]
+        metrics.patch_asr(half, part.images, part.labels, WHITE, TARGET, locations=1, seed=seed)["asr"]["rate"]
         for seed in (1, 1, 2)
     )
     assert first == again != other
@@ -117,7 +120,7 @@ def test_recall_looks_at_the_target_class_alone(target, rate):
 def test_a_report_holds_all_four_numbers():
     part = evaluation(50)
     model = Backdoored([1, 2, 3], mistaken=[4])
-    row = metrics.report(model, part, WHITE, TARGET)
+    row = metrics.evaluate(model, part, WHITE, TARGET)
     expected = {"clean_accuracy": 0.9, "target_recall": 1, "asr": 3 / 9, "true_label_accuracy": 6 / 9}
     assert {name: entry["rate"] for name, entry in row.items()} == pytest.approx(expected)
     assert all(entry["low"] <= entry["rate"] <= entry["high"] for entry in row.values())
@@ -125,7 +128,7 @@ def test_a_report_holds_all_four_numbers():
 
 def test_the_table_is_in_per_cent():
     part = evaluation(50)
-    row = metrics.report(Backdoored([1, 2, 3], mistaken=[4]), part, WHITE, TARGET)
+    row = metrics.evaluate(Backdoored([1, 2, 3], mistaken=[4]), part, WHITE, TARGET)
     (line,) = metrics.table([{"model": "one", **row}]).to_dict("records")
     assert line["model"] == "one" and line["clean accuracy"] == 90 and line["target recall"] == 100
     assert line["ASR"] == 33.3 and line["true-label accuracy"] == 66.7 and line["ASR low"] < 33.3 < line["ASR high"]
@@ -139,18 +142,18 @@ def test_the_table_is_in_per_cent():
     [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1), (1, 100, 0.0018, 0.0545), (0, 0, 0, 1)],
 )
 def test_wilson_against_known_values(hits, n, low, high):
-    assert metrics.wilson(hits, n) == pytest.approx((low, high), abs=1e-4)
+    assert intervals.wilson(hits, n) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_a_proportion_counts_images_and_not_stampings():
     hits = torch.tensor([[True, True, False, False], [True, False, False, False]])
-    found = metrics.proportion(hits)
+    found = intervals.proportion(hits)
     assert found["rate"] == pytest.approx(3 / 8) and found["images"] == 4
-    assert (found["low"], found["high"]) == pytest.approx(metrics.wilson(1.5, 4))
+    assert (found["low"], found["high"]) == pytest.approx(intervals.wilson(1.5, 4))
 
 
 def test_a_proportion_of_no_images_is_unknown():
-    found = metrics.proportion(torch.empty(0, dtype=torch.bool))
+    found = intervals.proportion(torch.empty(0, dtype=torch.bool))
     assert math.isnan(found["rate"]) and (found["images"], found["low"], found["high"]) == (0, 0, 1)
 
 
@@ -158,8 +161,8 @@ def test_a_proportion_of_no_images_is_unknown():
 
 
 def test_the_place_map_shows_where_the_backdoor_fires():
-    places = triggers.all_places((6, 6), (1, 1))
-    fires = metrics.place_map(Backdoored(columns=[1, 4]), pictures(torch.tensor([3]))[0], WHITE, TARGET, places)
+    locations = triggers.all_locations((6, 6), (1, 1))
+    fires = metrics.location_map(Backdoored(columns=[1, 4]), pictures(torch.tensor([3]))[0], WHITE, TARGET, locations)
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[:, [1, 4]] = True
     assert torch.equal(fires.reshape(6, 6), expected)
@@ -168,29 +171,29 @@ def test_the_place_map_shows_where_the_backdoor_fires():
 def test_each_sample_has_a_success_rate_of_its_own():
     part = evaluation(60)
     samples = torch.stack([WHITE, 0.98 * WHITE, WHITE] * 20)
-    rates = metrics.asr_of_samples(Backdoored(), part.images, part.labels, samples, TARGET, images_per_trigger=16)
+    rates = success.asr_of_triggers(Backdoored(), part.images, part.labels, samples, TARGET, images_per_trigger=16)
     assert torch.equal(rates, torch.tensor([1.0, 0.0, 1.0] * 20))  # 960 stampings cross the batch of 500
 
 
 def test_samples_are_tried_on_other_classes_only():
     part = evaluation(60)
-    grey = 0.5 * WHITE.expand(10, 3, 1, 1)
-    rates = metrics.asr_of_samples(Backdoored([]), part.images, part.labels, grey, TARGET)
+    gray = 0.5 * WHITE.expand(10, 3, 1, 1)
+    rates = success.asr_of_triggers(Backdoored([]), part.images, part.labels, gray, TARGET)
     assert torch.equal(rates, torch.zeros(10))
 
 
 def test_identical_triggers_have_no_diversity():
-    assert metrics.diversity(torch.rand(1, 3, 3, 3).expand(20, 3, 3, 3)) == {"distance": 0, "std": 0}
+    assert triggers.diversity(torch.rand(1, 3, 3, 3).expand(20, 3, 3, 3)) == {"distance": 0, "std": 0}
 
 
 def test_diversity_of_known_laws():
     rng = torch.Generator().manual_seed(0)
-    uniform = metrics.diversity(torch.rand(200, 3, 10, 10, generator=rng))
-    binary = metrics.diversity(torch.rand(200, 3, 10, 10, generator=rng).round())
+    uniform = triggers.diversity(torch.rand(200, 3, 10, 10, generator=rng))
+    binary = triggers.diversity(torch.rand(200, 3, 10, 10, generator=rng).round())
     assert uniform["distance"] == pytest.approx(math.sqrt(1 / 6), abs=0.01)
     assert uniform["std"] == pytest.approx(math.sqrt(1 / 12), abs=0.01)
     assert binary["distance"] == pytest.approx(math.sqrt(1 / 2), abs=0.01)
-    two = metrics.diversity(torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+    two = triggers.diversity(torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
     assert two["distance"] == pytest.approx(math.sqrt(0.5))
 
 
@@ -198,4 +201,4 @@ def test_diversity_of_known_laws():
     ("values", "expected"), [([1, 2, 3], (2, 1)), ([0.5], (0.5, 0)), ([2, 2], (2, 0)), ((1, 3), (2, math.sqrt(2)))]
 )
 def test_mean_and_sample_deviation(values, expected):
-    assert metrics.mean_std(values) == pytest.approx(expected)
+    assert intervals.mean_std(values) == pytest.approx(expected)

@@ -9,8 +9,9 @@ import nbformat
 import papermill
 import pytest
 
-from mesa_lib import paths, runner
-from mesa_lib.params import Params
+from mesa_lib.experiments import notebooks
+from mesa_lib.store import paths
+from mesa_lib.experiments.params import Params
 
 BOOKS = sorted((paths.root() / "notebooks").glob("*.ipynb"))
 #: copies that the runner executed with other parameters, kept beside the results
@@ -22,7 +23,7 @@ def file(request):
     return request.param
 
 
-@pytest.fixture(params=[f for f in BOOKS if f.stem != runner.BENCH], ids=lambda f: f.stem)
+@pytest.fixture(params=[f for f in BOOKS if f.stem != notebooks.VICTIM_NOTEBOOK], ids=lambda f: f.stem)
 def chapter(request):
     """A notebook of the series; the sheet of the benchmark is none."""
     return nbformat.read(request.param, 4)
@@ -39,8 +40,8 @@ def code(book):
 
 def test_the_series_is_whole():
     later = ["05_paper", "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", "10_scan_a_model"]
-    later += [runner.BENCH]
-    assert [f.stem for f in BOOKS] == ["00_quickstart", *runner.SERIES, *later]
+    later += [notebooks.VICTIM_NOTEBOOK]
+    assert [f.stem for f in BOOKS] == ["00_quickstart", *notebooks.SERIES, *later]
 
 
 def test_parameters_agree_with_the_schema(file):
@@ -54,7 +55,7 @@ def test_parameters_agree_with_the_schema(file):
 
 
 def test_the_series_has_every_parameter_and_passes_it_on():
-    declared = [set(papermill.inspect_notebook(str(runner.notebook(name)))) for name in runner.SERIES]
+    declared = [set(papermill.inspect_notebook(str(notebooks.notebook_path(name)))) for name in notebooks.SERIES]
     assert set.union(*declared) == set(Params.model_fields) - {"attack", "kinds"}, "01 to 04 are about the patch alone"
     assert declared[0] < declared[1] < declared[2], "a later notebook takes up what the earlier ones made"
 
@@ -106,7 +107,7 @@ def test_a_copy_beside_the_results_is_whole_says_what_it_is_and_names_no_machine
     test_it_was_executed_from_top_to_bottom_without_errors(book)
     test_it_names_no_machine(copy, book)
     assert "executed with other parameters" in book.cells[1].source
-    assert [f.stem for f in sorted(copy.parent.glob("*.ipynb"))] == list(runner.SERIES)
+    assert [f.stem for f in sorted(copy.parent.glob("*.ipynb"))] == list(notebooks.SERIES)
     test_links_between_notebooks_lead_somewhere(book, copy)
 
 
@@ -147,7 +148,7 @@ def test_a_true_output_passes_and_a_corrupted_one_fails(tmp_path):
 
 def test_an_output_of_a_committed_notebook_that_is_corrupted_fails(tmp_path):
     """The first cells of 01 as they are committed, with one digit changed."""
-    book = nbformat.read(runner.notebook("01"), 4)
+    book = nbformat.read(notebooks.notebook_path("01"), 4)
     last = next(i for i, c in enumerate(book.cells) if c.cell_type == "code" and "triggers.orbits()" in c.source)
     book.cells = book.cells[: last + 1]
     good = nbval(tmp_path, book)
@@ -187,10 +188,10 @@ def test_no_cell_gives_a_parameter_another_value(book):
 
 def test_the_parameters_cell_can_be_edited_and_run_again(tmp_path):
     """In one kernel: the first cells, some work with values of its own, the cells again with another value."""
-    book = nbformat.read(runner.notebook("01"), 4)
-    place = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    book = nbformat.read(notebooks.notebook_path("01"), 4)
+    location = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
     namespace = {}
-    sources = [c.source for c in book.cells[: place + 3] if c.cell_type == "code"]
+    sources = [c.source for c in book.cells[: location + 3] if c.cell_type == "code"]
     for source in sources:
         exec(source, namespace)
     namespace |= {"first": [1, 2], "rows": [], "best": 0.5}

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from mesa_lib import paper, plots, record
+from mesa_lib.experiments import results
+from mesa_lib.reporting import plots
+from mesa_lib.reporting.tables import paper
 
 
 def run(trigger="bw:1", point=(0.1, 0.3), mesa=0.02, rounds=1, levels=True, **more):
@@ -36,10 +38,10 @@ def three():
 
 
 def test_a_rate_has_one_number_a_repeat_and_a_level_is_a_model_of_its_own():
-    assert paper.of(run(), "point baseline") == [10, 30] and paper.of(run(), "MESA") == [2]
-    assert paper.of(run(), "beta 0.9") == [1] and paper.of(run(levels=False), "beta 0.9") == []
-    assert paper.of(run(), "MESA rounds") == [2], "not mixed up with MESA"
-    assert paper.of(run(), "attacked", "clean_accuracy") == [90]
+    assert paper.rates(run(), "point baseline") == [10, 30] and paper.rates(run(), "MESA") == [2]
+    assert paper.rates(run(), "beta 0.9") == [1] and paper.rates(run(levels=False), "beta 0.9") == []
+    assert paper.rates(run(), "MESA rounds") == [2], "not mixed up with MESA"
+    assert paper.rates(run(), "attacked", "clean_accuracy") == [90]
 
 
 def test_the_table_averages_repeats_within_a_trigger_and_takes_the_worst_of_all(three):
@@ -57,8 +59,8 @@ def test_rounds_have_a_row_only_where_a_second_one_ran(three):
     assert "MESA rounds" in paper.table([*three, run(rounds=2)]).index
 
 
-def test_colour_triggers_have_the_papers_mean_alone(three):
-    table = paper.table(three, paper.PAPER_COLOUR["cifar100"])
+def test_color_triggers_have_the_papers_mean_alone(three):
+    table = paper.table(three, paper.PAPER_COLOR["cifar100"])
     assert table.loc["MESA", "paper, mean"] == 1.14 and np.isnan(table.loc["MESA", "paper, worst"])
 
 
@@ -91,8 +93,8 @@ def test_distances_are_to_the_nearest_sample():
     samples = torch.zeros(4, 3, 1, 1)
     samples[2:] = 1
     samples[3, 0] = 0.8
-    triggers = {"shape": [3, 1, 1], "original": record.packed(torch.full((1, 3, 1, 1), 0.2))}
-    triggers |= {"samples": record.packed(samples), "points": record.packed(torch.tensor([0.4]).expand(2, 3, 1, 1))}
+    triggers = {"shape": [3, 1, 1], "original": results.pack_triggers(torch.full((1, 3, 1, 1), 0.2))}
+    triggers |= {"samples": results.pack_triggers(samples), "points": results.pack_triggers(torch.tensor([0.4]).expand(2, 3, 1, 1))}
     found = paper.distances({"triggers": triggers})
     assert found["the original"] == pytest.approx(0.2 * 3**0.5) and found["the point"] == pytest.approx(0.4 * 3**0.5)
     assert found["a sample (median)"] == pytest.approx(0, abs=1e-6)
@@ -101,7 +103,7 @@ def test_distances_are_to_the_nearest_sample():
 def cloud(samples, original, points=None):
     """The triggers of a run whose patches are 1x1: values (n, 3)."""
     given = {"original": [original], "samples": samples, "points": points or [original]}
-    return {"shape": [3, 1, 1]} | {k: record.packed(torch.tensor(v).reshape(-1, 3, 1, 1)) for k, v in given.items()}
+    return {"shape": [3, 1, 1]} | {k: results.pack_triggers(torch.tensor(v).reshape(-1, 3, 1, 1)) for k, v in given.items()}
 
 
 def test_an_original_is_compared_with_other_clouds_and_with_chance():
@@ -110,7 +112,7 @@ def test_an_original_is_compared_with_other_clouds_and_with_chance():
         {"trigger": "b", "triggers": cloud([[1.0, 1, 1], [1.0, 1, 0.8]], [0.0, 0.0, 0])},
         {"trigger": "c", "triggers": cloud([[0.0, 0, 0.4]], [0.0, 0.0, 0])},
     ]
-    found = paper.whose(runs)
+    found = paper.nearest_cloud(runs)
     assert found.loc["a", ["to its own cloud", "to the nearest other", "other clouds nearer"]].tolist() == (
         pytest.approx([0.2, 0.32**0.5, 0], abs=0.01)
     )
@@ -124,7 +126,7 @@ def test_prices_are_changes_against_the_attacked_model(three):
     for name, rate in (("MESA", 0.86), ("point 2", 0.8)):
         row = next(row for row in three[1]["rows"] if row["model"] == name)
         row["clean_accuracy"] = {"rate": rate}
-    found = paper.prices(three)
+    found = paper.accuracy_cost(three)
     assert found.loc["MESA", ["clean accuracy, change", "clean accuracy, worst"]].tolist() == pytest.approx(
         [-4 / 3, -4]
     )
@@ -156,11 +158,11 @@ def test_what_samples_of_a_swept_alpha_do():
 
 def test_whose_samples_fire_on_whom(tmp_path, monkeypatch):
     monkeypatch.setenv("MESA_ROOT", str(tmp_path))
-    assert paper.clouds() == {}
+    assert paper.cross_trigger_asr() == {}
     (tmp_path / "results").mkdir()
     about = {"models": ["clean", "a"], "triggers": ["a"], "asr": {"samples": [[0.1], [0.9]]}}
     (tmp_path / "results" / "clouds.json").write_text(json.dumps(about))
-    assert paper.clouds()["samples"].loc["clean", "a"] == 10
+    assert paper.cross_trigger_asr()["samples"].loc["clean", "a"] == 10
 
 
 def test_triggers_are_sorted_by_what_the_baseline_leaves(three):
@@ -175,8 +177,8 @@ def test_what_still_fires_is_named(three):
 
 
 def test_a_panel_has_the_samples_and_the_single_triggers():
-    triggers = {"shape": [3, 2, 2], "original": record.packed(torch.ones(1, 3, 2, 2))}
-    triggers |= {"samples": record.packed(torch.rand(7, 3, 2, 2)), "points": record.packed(torch.zeros(2, 3, 2, 2))}
+    triggers = {"shape": [3, 2, 2], "original": results.pack_triggers(torch.ones(1, 3, 2, 2))}
+    triggers |= {"samples": results.pack_triggers(torch.rand(7, 3, 2, 2)), "points": results.pack_triggers(torch.zeros(2, 3, 2, 2))}
     groups, marks = paper.panel({"triggers": triggers})
     assert groups["samples of MESA"].shape == (7, 3, 2, 2) and set(marks) <= set(plots.MARKS)
     assert float(marks["original"].mean()) == 1 and float(marks["point"].mean()) == 0
@@ -184,7 +186,7 @@ def test_a_panel_has_the_samples_and_the_single_triggers():
 
 def test_a_sweep_that_is_not_published_has_no_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MESA_ROOT", str(tmp_path))
-    assert paper.runs("nothing") == []
+    assert paper.load_runs("nothing") == []
 
 
 def test_costs_and_machines_are_told_in_a_line(three):

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesa_lib import params, paths, staircase
-from mesa_lib.batch import sweep
-from mesa_lib.params import Params
+from mesa_lib import settings
+from mesa_lib.experiments import params
+from mesa_lib.experiments.sweep import grid
+from mesa_lib.store import paths
+from mesa_lib.experiments.params import Params
 
 FILES = sorted((paths.root() / "params").glob("*.yaml"))
 
@@ -37,7 +39,7 @@ def test_every_default_passes_its_own_check():
         ("poison_rate", 0), ("poison_rate", 1), ("poison_rate", 1.5), ("poison_rate", -0.1),
         ("repair_rate", 0), ("repair_rate", 1.0), ("ema_rate", 0), ("ema_rate", 1),
         ("alpha", math.nan), ("alpha", math.inf), ("alpha", -0.1), ("clean_lr", 0), ("repair_lr", -1),
-        ("attack_lr", math.inf), ("modelling_lr", math.nan), ("trigger_noise", -1),
+        ("attack_lr", math.inf), ("modeling_lr", math.nan), ("trigger_noise", -1),
         ("target", -1), ("target", 1.5), ("target", True), ("seed", -1), ("seed", 2**31), ("split_seed", -3),
         ("steps", 0), ("steps", "many"), ("steps", 2.5), ("steps", None), ("batch_size", 1), ("batch_size", False),
         ("triggers_per_step", 1), ("images_per_trigger", 0), ("noise_dim", 6), ("noise_dim", 0), ("hidden", 0),
@@ -64,7 +66,7 @@ def test_an_impossible_value_is_refused_by_name_and_value(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("poison_rate", 0.01), ("target", 51), ("alpha", 0.0), ("betas", "0.9"), ("betas", "0.9, 0.8"), ("betas", "1e-1"),
-     ("trigger", "colour:3"), ("compare", ""), ("compare", "bw:1, colour:2"), ("seed", 2**31 - 1)],
+     ("trigger", "color:3"), ("compare", ""), ("compare", "bw:1, color:2"), ("seed", 2**31 - 1)],
 )  # fmt: skip
 def test_a_possible_value_passes(name, value):
     assert getattr(params.check({name: value}), name) == value
@@ -174,16 +176,16 @@ def test_the_published_files_are_there():
 def test_every_file_passes(file):
     p, values = params.read([file]), params.read_yaml(file)
     assert values and all(getattr(p, name) == value for name, value in values.items())
-    assert isinstance(p.mesa(), staircase.Settings)
+    assert isinstance(p.mesa(), settings.Settings)
 
 
 def test_digits_yaml_holds_the_defaults():
     assert params.read([paths.root() / "params" / "digits.yaml"]) == Params()
 
 
-@pytest.mark.parametrize("name", sorted(staircase.PRESETS))
+@pytest.mark.parametrize("name", sorted(settings.PRESETS))
 def test_a_preset_file_is_the_preset(name):
-    file, preset = paths.root() / "params" / f"{name}.yaml", staircase.PRESETS[name]
+    file, preset = paths.root() / "params" / f"{name}.yaml", settings.PRESETS[name]
     assert params.read_yaml(file) == params.preset_parameters(preset)
     assert params.read([file]).mesa() == preset
 
@@ -193,14 +195,14 @@ def test_a_preset_file_is_the_preset(name):
 
 def test_settings_follow_the_parameters():
     p = params.check(
-        {"trigger": "bw:1", "betas": "0.5,0.9,0.5", "triggers_per_step": 9, "modelling_lr": 0.5, "seed": 4}
+        {"trigger": "bw:1", "betas": "0.5,0.9,0.5", "triggers_per_step": 9, "modeling_lr": 0.5, "seed": 4}
     )
     s = p.mesa()
     assert (s.betas, s.batch, s.lr, s.seed, s.trigger_size) == ((0.9, 0.5), 9, 0.5, 4, (3, 3))
     assert p.mesa(alpha=10).alpha == 10 and p.mesa().alpha == p.alpha
 
 
-@pytest.mark.parametrize("name", sorted(set(Params.model_fields) & set(staircase.Settings.__dataclass_fields__)))
+@pytest.mark.parametrize("name", sorted(set(Params.model_fields) & set(settings.Settings.__dataclass_fields__)))
 def test_no_setting_is_left_behind(name):
     """A parameter that is also a setting of the staircase reaches it."""
     words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
@@ -218,23 +220,23 @@ def test_a_notebook_gives_its_plain_values():
         "alpha": 0.5, "trigger": "bw:7", "params": params, "np": types, "Path": Path, "show": print, "Params": Params,
         "_": 3, "_i1": "alpha = 3", "__name__": "__main__", "In": ["", "x"], "Out": {}, "cache": {}, "p": Params(),
     }  # fmt: skip
-    p = params.of_notebook(namespace)
+    p = params.from_notebook(namespace)
     assert p == params.check({"alpha": 0.5, "trigger": "bw:7"})
 
 
 @pytest.mark.parametrize("value", ["x", 3, 0.5, True, None, [1], (1,)])
 def test_a_notebook_with_an_unknown_plain_value_is_refused(value):
     with pytest.raises(ValueError, match="alhpa = "):
-        params.of_notebook({"alpha": 0.5, "alhpa": value})
+        params.from_notebook({"alpha": 0.5, "alhpa": value})
 
 
 def test_a_notebook_with_an_impossible_value_is_refused():
     with pytest.raises(ValueError, match="poison_rate = 2"):
-        params.of_notebook({"poison_rate": 2})
+        params.from_notebook({"poison_rate": 2})
 
 
 @pytest.mark.parametrize("kinds", ["", "filter", "filters,filters", "filters, reformers"])
-def test_kinds_of_defences_are_known_and_named_once(kinds):
+def test_kinds_of_defenses_are_known_and_named_once(kinds):
     assert params.check({"kinds": "filters,reformers"}).kinds == "filters,reformers"
     with pytest.raises(ValueError, match="expected some of detectors, repairers, filters, reformers"):
         params.check({"kinds": kinds})
@@ -245,7 +247,7 @@ def test_kinds_of_defences_are_known_and_named_once(kinds):
 
 def refused_or_read(file: Path) -> None:
     """Parameters, a sweep, or one message of bounded length; nothing else."""
-    for read in (lambda: params.read([file]), lambda: sweep.read(str(file))):
+    for read in (lambda: params.read([file]), lambda: grid.read(str(file))):
         try:
             read()
         except ValueError as error:
@@ -258,7 +260,7 @@ VALUES = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
     st.sampled_from([
         "1e400", "0x1F", "1:30", "2020-13-45", "!!binary |x", "&a [*a]", "*b", "!!python/object/apply:os.getcwd []",
-        "[[1], {}]", "colour:1", "file:.", "bw:-1", "'0.9,,'", "{seed: [1, x]}", "[{seed: {a: 1}}]", "[digits, [1]]",
+        "[[1], {}]", "color:1", "file:.", "bw:-1", "'0.9,,'", "{seed: [1, x]}", "[{seed: {a: 1}}]", "[digits, [1]]",
     ]),
 )  # fmt: skip
 

@@ -8,7 +8,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from mesa_lib import metrics, mine, plots, staircase
+from mesa_lib import mine
+from mesa_lib import settings
+from mesa_lib import staircase
+from mesa_lib.evaluation import intervals
+from mesa_lib.reporting import plots
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +69,8 @@ def test_a_sweep_has_a_panel_a_quantity():
 
 
 def test_controls_show_rate_and_interval():
-    found = metrics.proportion(torch.tensor([True, False, False, False]))
-    floor = metrics.proportion(torch.tensor([False, True, False, True, True]))
+    found = intervals.proportion(torch.tensor([True, False, False, False]))
+    floor = intervals.proportion(torch.tensor([False, True, False, True, True]))
     models = ("clean, never attacked", "attacked", "MESA", "clean, repaired")
     rows = [{"model": m, "asr": floor if m == models[0] else found} for m in models]
     figure = plots.controls(rows)
@@ -79,14 +83,14 @@ def test_controls_show_rate_and_interval():
 
 
 def test_the_other_figures_take_what_the_library_makes():
-    settings = staircase.Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4)
+    settings = settings.Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4)
     fitted = staircase.fit_staircase(lambda points, rng: points.mean(1, keepdim=True), (2,), settings)
-    assert len(plots.modelling_curves(fitted.levels).axes) == 3
+    assert len(plots.modeling_curves(fitted.levels).axes) == 3
     toy = plots.toy_staircase(torch.rand(10, 10), {"level": fitted.sample(5, torch.Generator().manual_seed(0))})
     assert len(toy.axes) == 2
     histogram = plots.success_histogram({"a": torch.rand(10), "b": torch.rand(10)})
     assert len(histogram.axes[0].patches) >= 2
-    assert plots.place_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
+    assert plots.location_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
 
 
 def test_rounds_show_the_truth_beside_what_each_means_of_a_look_found():

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mesa_lib import classifiers, point
+from mesa_lib import inversion
+from mesa_lib.models import networks
 
 
 class RedMinusGreen(nn.Module):
@@ -10,11 +11,11 @@ class RedMinusGreen(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.normalise = classifiers.Normalise((0.5, 0.5, 0.3), (0.25, 0.2, 0.5))
+        self.normalize = networks.Normalize((0.5, 0.5, 0.3), (0.25, 0.2, 0.5))
         self.weight = nn.Parameter(torch.ones(1))
 
     def forward(self, x):
-        x = self.normalise(x) * self.weight
+        x = self.normalize(x) * self.weight
         score = (x[:, 0] - x[:, 1]).mean((1, 2)) * 20
         return torch.stack([torch.zeros_like(score), score], 1)
 
@@ -25,8 +26,8 @@ OPTIONS = {"precision": "float32", "batch": 20}
 
 @pytest.mark.parametrize(("target", "best"), [(1, (1.0, 0.0)), (0, (0.0, 1.0))])
 def test_the_trigger_that_fires_is_found(target, best):
-    found = point.reverse(RedMinusGreen(), IMAGES, target, seed=0, steps=600, **OPTIONS)
-    start = point.reverse(RedMinusGreen(), IMAGES, target, seed=0, steps=0, **OPTIONS)
+    found = inversion.invert_trigger(RedMinusGreen(), IMAGES, target, seed=0, steps=600, **OPTIONS)
+    start = inversion.invert_trigger(RedMinusGreen(), IMAGES, target, seed=0, steps=0, **OPTIONS)
     assert found.shape == (3, 3, 3)
     for channel, value in enumerate(best):
         assert float((found[channel] - value).abs().mean()) < 0.6 * float((start[channel] - value).abs().mean())
@@ -36,21 +37,21 @@ def test_the_trigger_that_fires_is_found(target, best):
 @pytest.mark.parametrize("steps", [0, 1, 5, 23])
 @pytest.mark.parametrize("size", [(3, 3), (2, 5), (8, 8)])
 def test_a_trigger_has_its_size_and_lies_between_0_and_1(steps, size):
-    found = point.reverse(RedMinusGreen(), IMAGES, 1, seed=0, steps=steps, size=size, lr=5.0, **OPTIONS)
+    found = inversion.invert_trigger(RedMinusGreen(), IMAGES, 1, seed=0, steps=steps, size=size, lr=5.0, **OPTIONS)
     assert found.shape == (3, *size) and found.min() >= 0 and found.max() <= 1
     assert not found.requires_grad
 
 
 def test_the_same_seed_finds_the_same_trigger():
-    first, again, other = (point.reverse(RedMinusGreen(), IMAGES, 1, seed=s, steps=3, **OPTIONS) for s in (1, 1, 2))
+    first, again, other = (inversion.invert_trigger(RedMinusGreen(), IMAGES, 1, seed=s, steps=3, **OPTIONS) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(training):
-    model = classifiers.build("smallcnn", 3, 2, (0.5,) * 3, (0.2,) * 3, 0).train(training)
+    model = networks.build_network("smallcnn", 3, 2, (0.5,) * 3, (0.2,) * 3, 0).train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    point.reverse(model, torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8), 0, seed=0, steps=3, **OPTIONS)
+    inversion.invert_trigger(model, torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8), 0, seed=0, steps=3, **OPTIONS)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert model.training is training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -58,4 +59,4 @@ def test_the_model_is_left_as_it_was(training):
 
 def test_a_trigger_larger_than_the_image_is_refused():
     with pytest.raises((ValueError, RuntimeError)):
-        point.reverse(RedMinusGreen(), IMAGES, 1, seed=0, size=(9, 3), **OPTIONS)
+        inversion.invert_trigger(RedMinusGreen(), IMAGES, 1, seed=0, size=(9, 3), **OPTIONS)

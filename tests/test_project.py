@@ -8,7 +8,8 @@ from importlib.metadata import requires
 import pytest
 import yaml
 
-from mesa_lib import paths
+from mesa_lib.reporting.tables import readme
+from mesa_lib.store import paths
 
 ROOT = paths.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -79,12 +80,12 @@ def test_the_readmes_links_lead_somewhere():
 
 
 def test_the_readmes_tables_are_those_of_the_results():
-    from mesa_lib import repeat
+    from mesa_lib.reporting.tables import readme
 
     readme = (ROOT / "README.md").read_text()
     for name in ("digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"):
         content = json.loads((ROOT / "results" / f"{name}.json").read_text())
-        assert repeat.markdown(content) in readme, name
+        assert readme.markdown(content) in readme, name
 
 
 @pytest.mark.parametrize("kind", [".safetensors", ".pt", ".pth", ".pkl", ".zip", ".npz", ".tar.gz"])

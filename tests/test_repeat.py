@@ -2,7 +2,7 @@
 
 import pytest
 
-from mesa_lib import repeat
+from mesa_lib.reporting.tables import readme
 
 
 def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, looks=(True,), asr=0.99):
@@ -10,14 +10,14 @@ def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, looks=(True,)
 
     def row(name, rate):
         measure = {"rate": rate, "low": rate - 0.01, "high": rate + 0.01}
-        return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in repeat.MEASURES if m != "asr"}
+        return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in readme.MEASURES if m != "asr"}
 
     rates = {"clean, never attacked": 0.03, "attacked": asr, "point 1": 0.1, "point 2": 0.2}
     rates |= {"MESA": one_round, "MESA rounds": rounds, "ideal": 0.01, "clean, repaired": 0.01}
     rows = [row(name, rate) for name, rate in rates.items()]
     samples = {name: {"asr": 0.9, "information": 1.0, "distance": 0.5} for name in ("beta 0.9", "alpha 0")}
     made = {"device": "cpu", "device_name": "a processor", "threads": 2, "torch": "2"}
-    seconds = {"clean": 1, "attack": 2, "modelling": 3, "repair": 4, "rounds": 10}
+    seconds = {"clean": 1, "attack": 2, "modeling": 3, "repair": 4, "rounds": 10}
     records = [{"round": n + 1, "clear": clear} for n, clear in enumerate(looks)]
     head = {"trigger": trigger, "seed": seed, "made": made}
     return head | {"rows": rows, "samples": samples, "seconds": seconds, "rounds": records}
@@ -28,7 +28,7 @@ def content(*runs, paper=None):
 
 
 def test_worst_is_the_lowest_of_the_attacked_and_the_highest_of_the_others():
-    table = repeat.markdown(content(made_up(asr=0.9), made_up(seed=1, one_round=0.06)))
+    table = readme.markdown(content(made_up(asr=0.9), made_up(seed=1, one_round=0.06)))
     (attacked,) = [line for line in table.splitlines() if line.startswith("| attacked")]
     assert attacked.endswith("| 94.5 ± 6.4 % | 90.0 % |")
     assert "| MESA | 90.0 ± 0.0 % | 4.0 ± 2.8 % | 6.0 % |" in table
@@ -36,15 +36,15 @@ def test_worst_is_the_lowest_of_the_attacked_and_the_highest_of_the_others():
 
 
 def test_the_papers_number_stands_beside_ours_where_it_has_one():
-    table = repeat.markdown(content(made_up(), made_up(seed=1), paper={"MESA": (3.6, 8.2)}))
+    table = readme.markdown(content(made_up(), made_up(seed=1), paper={"MESA": (3.6, 8.2)}))
     assert "| MESA | 90.0 ± 0.0 % | 2.0 ± 0.0 % | 2.0 % | 3.6 % (8.2) |" in table
     widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
     assert widths == {6}
-    assert "3.6 %" not in repeat.markdown(content(made_up(), made_up(seed=1)))
+    assert "3.6 %" not in readme.markdown(content(made_up(), made_up(seed=1)))
 
 
 def test_several_triggers_have_a_line_each():
-    table = repeat.markdown(content(made_up(), made_up("colour:0", one_round=0.05)))
+    table = readme.markdown(content(made_up(), made_up("color:0", one_round=0.05)))
     assert "| `bw:170` | 3.0 | 99.0 | 15.0 (20.0) | 2.0 | 1.0 | 1.0 |" in table
     assert "ASR after MESA +0.5 (worst +2.0) against the floor" in table
     assert "+2.5 (worst +4.0) against the clean model after the same repair, +2.5 (worst +4.0) against the id" in table
@@ -53,28 +53,28 @@ def test_several_triggers_have_a_line_each():
 def test_the_caption_names_every_number_of_threads():
     other = made_up(seed=1)
     other["made"] = other["made"] | {"threads": 1}
-    assert "(a processor, 1 or 2 threads)" in repeat.markdown(content(made_up(), other))
-    assert "(a processor, 2 threads)" in repeat.markdown(content(made_up(), made_up(seed=1)))
-    assert "(a processor, 1 thread)" in repeat.markdown(content(other))
+    assert "(a processor, 1 or 2 threads)" in readme.markdown(content(made_up(), other))
+    assert "(a processor, 2 threads)" in readme.markdown(content(made_up(), made_up(seed=1)))
+    assert "(a processor, 1 thread)" in readme.markdown(content(other))
 
 
 def test_a_single_run_with_one_repeat_of_the_point_has_intervals_in_brackets():
     run = made_up()
     run["rows"] = [row for row in run["rows"] if row["model"] != "point 2"]
-    assert "| point baseline | 90.0 % | 10.0 % (9.0 to 11.0) | |" in repeat.markdown(content(run))
+    assert "| point baseline | 90.0 % | 10.0 % (9.0 to 11.0) | |" in readme.markdown(content(run))
 
 
 def test_rounds_have_a_line_only_where_a_second_one_ran():
-    assert "MESA rounds" not in repeat.markdown(content(made_up(), made_up(seed=1)))
-    assert "| MESA rounds |" in repeat.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
+    assert "MESA rounds" not in readme.markdown(content(made_up(), made_up(seed=1)))
+    assert "| MESA rounds |" in readme.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
 
 
 def test_a_clean_model_that_all_runs_share_has_no_spread():
     runs = content(made_up(), made_up(seed=1))
-    assert "| clean, never attacked | 90.0 ± 0.0 % |" in repeat.markdown(runs)
+    assert "| clean, never attacked | 90.0 ± 0.0 % |" in readme.markdown(runs)
     runs["params"]["clean_seed"] = 0
-    assert "| clean, never attacked | 90.0 % |" in repeat.markdown(runs)
-    assert "Mean ± standard deviation over 2 runs, the point baseline 2 times in each." in repeat.markdown(runs)
+    assert "| clean, never attacked | 90.0 % |" in readme.markdown(runs)
+    assert "Mean ± standard deviation over 2 runs, the point baseline 2 times in each." in readme.markdown(runs)
 
 
 @pytest.mark.parametrize(
@@ -90,4 +90,4 @@ def test_a_clean_model_that_all_runs_share_has_no_spread():
     ],
 )
 def test_misses_and_false_all_clears_are_counted(run, says):
-    assert says in repeat.rounds_line([run])
+    assert says in readme.rounds_line([run])

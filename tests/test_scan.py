@@ -14,24 +14,32 @@ from safetensors.torch import save, save_file
 from torch import nn
 from toys import Coded, coded_images, quick_detector
 
-from mesa_lib import __main__, classifiers, store
 from mesa_lib import scan as scanning
+from mesa_lib import store
+from mesa_lib.cli import main
+from mesa_lib.models import networks
+from mesa_lib.reporting.html import scan as scan_report
+from mesa_lib.scan.reading import images as folders
+from mesa_lib.scan.reading import model as models
 from mesa_lib.data import Split
-from mesa_lib.defenses.mesa import MESA, Searched
-from mesa_lib.defenses.screening import Rule, Screened, ScreeningPlaces
-from mesa_lib.scan import images as folders
-from mesa_lib.scan import model as models
-from mesa_lib.scan import report
+from mesa_lib.defenses.mesa.detector import MESA
+from mesa_lib.defenses.mesa.detector import DetectionResult
+from mesa_lib.defenses.mesa.screening import PatchSpec
+from mesa_lib.defenses.mesa.screening import ScreeningResult
+from mesa_lib.defenses.mesa.screening import LocationScreening
 from mesa_lib.scan.accuracy import NoVerdict
-from mesa_lib.scan.detector import STRICTEST, ByRule, limit, margin
+from mesa_lib.scan.detector import STRICTEST
+from mesa_lib.scan.detector import ScanDetector
+from mesa_lib.scan.detector import limit
+from mesa_lib.scan.detector import margin
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.scanner import Scanner
 
 # --- images ----------------------------------------------------------------------------------------------
 
 
-def picture(mode="RGB", size=(16, 16), colour=0):
-    return Image.new(mode, size, colour)
+def picture(mode="RGB", size=(16, 16), color=0):
+    return Image.new(mode, size, color)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def tree(tmp_path):
     for k, name in enumerate(("cat", "dog", "owl")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(6):
-            picture(colour=(80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
+            picture(color=(80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
     return tmp_path / "images"
 
 
@@ -63,10 +71,10 @@ def test_classes_can_have_the_models_order(tree):
 def test_what_is_odd_about_images_is_handled_and_said(tree):
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))  # red, and not to be seen
     clear.save(tree / "cat" / "clear.png")
-    picture("RGBA", colour=(1, 2, 3, 255)).save(tree / "cat" / "opaque.png")
-    picture(size=(20, 12), colour="white").save(tree / "dog" / "wide.png")
+    picture("RGBA", color=(1, 2, 3, 255)).save(tree / "cat" / "opaque.png")
+    picture(size=(20, 12), color="white").save(tree / "dog" / "wide.png")
     Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tree / "dog" / "deep.png")
-    frames = [picture(colour="black"), picture(colour="red")]
+    frames = [picture(color="black"), picture(color="red")]
     frames[0].save(tree / "owl" / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
     (tree / "owl" / "broken.png").write_bytes((tree / "owl" / "0.png").read_bytes()[:40])
     (tree / "owl" / "notes.txt").write_text("no image")
@@ -125,7 +133,7 @@ def test_a_small_file_that_holds_a_huge_image_is_left_out(tree):
 @given(st.integers(0, 200), st.binary(min_size=1, max_size=6))
 def test_no_image_file_ends_in_a_traceback(tmp_path, at, junk):
     file = tmp_path / "image.png"
-    picture(colour=(1, 2, 3)).save(file)
+    picture(color=(1, 2, 3)).save(file)
     whole = bytearray(file.read_bytes())
     begin = min(at, len(whole) - 1)
     whole[begin : begin + len(junk)] = junk
@@ -144,7 +152,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
 
 
 def small(classes=3, width=4):
-    return classifiers.build("smallcnn", classes, width, MEAN, STD, seed=0)
+    return networks.build_network("smallcnn", classes, width, MEAN, STD, seed=0)
 
 
 def written(tmp_path, weights, name="model.safetensors"):
@@ -153,8 +161,8 @@ def written(tmp_path, weights, name="model.safetensors"):
 
 
 @pytest.mark.parametrize("network", ["smallcnn", "resnet18", "fastcnn"])
-def test_a_network_of_this_project_is_read_with_its_width_and_normalisation(tmp_path, network):
-    made = classifiers.build(network, 3, 8, MEAN, STD, seed=0).eval()
+def test_a_network_of_this_project_is_read_with_its_width_and_normalization(tmp_path, network):
+    made = networks.build_network(network, 3, 8, MEAN, STD, seed=0).eval()
     model = scanning.read_model(written(tmp_path, made.state_dict()), network, 3)
     x = torch.rand(4, 3, 32, 32)
     assert torch.allclose(model(x), made(x), atol=1e-6)
@@ -167,14 +175,14 @@ def test_a_network_of_torchvision_is_read_at_64_pixels_and_in_half_precision(tmp
     half = {k: t.half() if t.is_floating_point() else t for k, t in made.state_dict().items()}
     model = scanning.read_model(written(tmp_path, half), "torchvision:resnet18", 5, MEAN, STD)
     x = torch.rand(4, 3, 64, 64)
-    expected = made(classifiers.Normalise(MEAN, STD)(x))
+    expected = made(networks.Normalize(MEAN, STD)(x))
     assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_mean_and_std_can_be_told_where_the_file_has_none(tmp_path):
-    weights = {k: t for k, t in small().state_dict().items() if "normalise" not in k}
+    weights = {k: t for k, t in small().state_dict().items() if "normalize" not in k}
     file = written(tmp_path, weights)
-    with pytest.raises(ValueError, match="holds no normalise.mean; name mean and std"):
+    with pytest.raises(ValueError, match="holds no normalize.mean; name mean and std"):
         scanning.read_model(file, "smallcnn", 3)
     x = torch.rand(2, 3, 32, 32)
     assert torch.allclose(scanning.read_model(file, "smallcnn", 3, MEAN, STD)(x), small().eval()(x), atol=1e-6)
@@ -222,7 +230,7 @@ def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, cap
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=said):
         scanning.read_model(tmp_path / "model.safetensors", "smallcnn", 3)
-    assert __main__.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
+    assert main.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
     shown = capsys.readouterr().err
     assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Convert it"))
 
@@ -286,44 +294,44 @@ def coded():
 def test_larger_patches_are_not_tried_at_one_place():
     """They turn most images of some clean models."""
     rules = Options().detector(32).screening.rules(None)
-    assert [str(r) for r in rules if r.one_place] == [f"{side}x{side} at one place" for side in (3, 4)]
-    assert [r.size[0] for r in rules if not r.one_place] == [3, 4, 5]
+    assert [str(r) for r in rules if r.fixed_location] == [f"{side}x{side} at one place" for side in (3, 4)]
+    assert [r.size[0] for r in rules if not r.fixed_location] == [3, 4, 5]
 
 
 def test_every_way_of_stamping_has_a_limit_of_its_own():
-    rules = {(side, one): limit(Rule((side, side), one)) for side in (2, 3, 4, 5) for one in (False, True)}
+    rules = {(side, one): limit(PatchSpec((side, side), one)) for side in (2, 3, 4, 5) for one in (False, True)}
     assert all(rules[side, True] > rules[side, False] for side in (2, 3, 4, 5)), "a place that may be chosen asks more"
-    assert rules[4, True] > rules[3, True] and limit(Rule((4, 3), True)) == rules[4, True]
-    assert limit(Rule((9, 9))) == limit(Rule((9, 9), True)) == STRICTEST
-    assert margin(Rule((3, 3)), 1.0) == 1 and margin(Rule((3, 3)), limit(Rule((3, 3)))) == 0
+    assert rules[4, True] > rules[3, True] and limit(PatchSpec((4, 3), True)) == rules[4, True]
+    assert limit(PatchSpec((9, 9))) == limit(PatchSpec((9, 9), True)) == STRICTEST
+    assert margin(PatchSpec((3, 3)), 1.0) == 1 and margin(PatchSpec((3, 3)), limit(PatchSpec((3, 3)))) == 0
 
 
-def searched(rates, modelled=()):
+def searched(rates, modeled=()):
     """What a search would have found: rule -> rate of each class."""
-    places = {rule: torch.zeros(len(own), 2) if rule.one_place else None for rule, own in rates.items()}
-    return Searched(Screened(rates, places), {}, dict(modelled))
+    locations = {rule: torch.zeros(len(own), 2) if rule.fixed_location else None for rule, own in rates.items()}
+    return DetectionResult(ScreeningResult(rates, locations), {}, dict(modeled))
 
 
 def test_a_class_is_judged_by_the_rule_that_comes_highest_above_its_own_limit():
-    anywhere, there, larger = Rule((3, 3)), Rule((3, 3), True), Rule((4, 4), True)
+    anywhere, there, larger = PatchSpec((3, 3)), PatchSpec((3, 3), True), PatchSpec((4, 4), True)
     clean = searched({anywhere: [0.5, 0.1], there: [0.9, 0.2], larger: [0.97, 0.3]})
-    assert ByRule().judge(clean).flagged == [] and ByRule().best(clean, 0)[0] == there
-    assert ByRule().judge(searched({anywhere: [0.8, 0.1], there: [0.9, 0.2]})).flagged == [0]
-    assert ByRule().judge(searched({there: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
+    assert ScanDetector().judge(clean).flagged == [] and ScanDetector().best(clean, 0)[0] == there
+    assert ScanDetector().judge(searched({anywhere: [0.8, 0.1], there: [0.9, 0.2]})).flagged == [0]
+    assert ScanDetector().judge(searched({there: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
     found = searched({anywhere: [0.8, 0.1]}, {0: {anywhere: 0.6}})
-    assert ByRule().judge(found).flagged == [], "the full model has the last word"
+    assert ScanDetector().judge(found).flagged == [], "the full model has the last word"
 
 
-def test_of_a_suspect_the_best_rule_of_either_kind_is_modelled():
-    three, four = Rule((3, 3), True), Rule((4, 4), True)
+def test_of_a_suspect_the_best_rule_of_either_kind_is_modeled():
+    three, four = PatchSpec((3, 3), True), PatchSpec((4, 4), True)
     rates = {
-        Rule((2, 2)): [0.05, 0],
-        Rule((5, 5)): [0.2, 0],
-        Rule((2, 2), True): [0.3, 0],
+        PatchSpec((2, 2)): [0.05, 0],
+        PatchSpec((5, 5)): [0.2, 0],
+        PatchSpec((2, 2), True): [0.3, 0],
         three: [0.5, 0],
         four: [0.9, 0],
     }
-    assert ByRule().suspects(searched(rates).screened) == {0: [Rule((5, 5)), four, three]}
+    assert ScanDetector().suspects(searched(rates).screened) == {0: [PatchSpec((5, 5)), four, three]}
 
 
 @pytest.fixture
@@ -346,30 +354,30 @@ def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty
     assert found["repair"]["flagged and not repaired"] == []
     assert found["repair"]["images for the accuracy"] == 24 and found["repair"]["accuracy before"]["rate"] == 1
     assert any("left" in text for text in said) and any("suspects: green" in text for text in said)
-    json_file, page = report.write(done, tmp_path / "out", "odd <i>.safetensors")
+    json_file, page = scan_report.write(done, tmp_path / "out", "odd <i>.safetensors")
     assert json.loads(json_file.read_text())["flagged"] == ["green"]
     html = page.read_text()
     assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
     assert html.count("data:image/png;base64,") == len(done.samples) >= 1 and "http" not in html
 
 
-def test_a_flagged_class_that_was_not_modelled_is_told_as_not_repaired(coded, quick, empty_store):
+def test_a_flagged_class_that_was_not_modeled_is_told_as_not_repaired(coded, quick, empty_store):
     own = Scanner(Coded(), coded, Options(), print)
-    made, told = own.repair(searched({Rule((3, 3)): [0.1, 0.9, 0.1]}))
-    assert made is None and told == {"done": False, "why": "none of green was modelled"}
+    made, told = own.repair(searched({PatchSpec((3, 3)): [0.1, 0.9, 0.1]}))
+    assert made is None and told == {"done": False, "why": "none of green was modeled"}
 
 
 def test_a_model_without_backdoor_is_left_in_peace(coded, quick, empty_store):
     done = scanning.scan(Coded(), coded, Options(repair=True))
     assert done.result["verdict"] == "nothing found" and done.result["flagged"] == [] and done.repaired is None
     assert done.result["repair"] == {"done": False, "why": "nothing was flagged"}
-    assert "No backdoor of this kind was found" in report.page(done, "model")
+    assert "No backdoor of this kind was found" in scan_report.page(done, "model")
 
 
 def test_a_scan_goes_on_where_it_was(coded, quick, empty_store, monkeypatch):
     first = scanning.scan(Coded(spot=(9, 4)), coded)
-    monkeypatch.setattr(ScreeningPlaces, "by", lambda *a: pytest.fail("screened again"))
-    monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modelled again"))
+    monkeypatch.setattr(LocationScreening, "by", lambda *a: pytest.fail("screened again"))
+    monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modeled again"))
     again = scanning.scan(Coded(spot=(9, 4)), coded)
     assert again.result["verdicts"] == first.result["verdicts"]
     with pytest.raises(pytest.fail.Exception, match="screened again"):
@@ -385,9 +393,9 @@ def test_probabilities_are_taken_for_what_they_are(coded, quick, empty_store):
         def forward(self, x):
             return self.inner(x).softmax(1)
 
-    own = scanning.understood(Soft(), coded.split.images, 3)
+    own = scanning.prepare(Soft(), coded.split.images, 3)
     assert own.probabilities and "probabilities instead of logits" in own.notes[0]
-    assert not scanning.understood(Coded(), coded.split.images, 3).probabilities
+    assert not scanning.prepare(Coded(), coded.split.images, 3).probabilities
     assert scanning.scan(Soft(), coded).result["flagged"] == ["green"]
 
 
@@ -416,12 +424,12 @@ def test_weights_that_are_no_numbers_are_refused(coded):
         scanning.scan(model, coded)
 
 
-def test_a_wrong_normalisation_is_noticed_before_a_verdict(coded):
-    wrong = models.Stranger(nn.Sequential(classifiers.Normalise((-1.0,) * 3, (2.0,) * 3), Coded()))
-    wrong.normalise = classifiers.Normalise((0.5,) * 3, (0.25,) * 3)
+def test_a_wrong_normalization_is_noticed_before_a_verdict(coded):
+    wrong = models.WrappedClassifier(nn.Sequential(networks.Normalize((-1.0,) * 3, (2.0,) * 3), Coded()))
+    wrong.normalize = networks.Normalize((0.5,) * 3, (0.25,) * 3)
     with pytest.raises(NoVerdict, match="no verdict: the model is right on .* of the 120 clean images"):
         scanning.scan(wrong, coded)
-    half = models.Stranger(Coded(), (0.5,) * 3, (0.5,) * 3)
+    half = models.WrappedClassifier(Coded(), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):
         scanning.scan(half, coded)
 
@@ -430,9 +438,9 @@ def test_another_order_of_the_classes_is_noticed(coded):
     with pytest.raises(NoVerdict, match="in another order it is right on 100.0%: classes = ") as told:
         scanning.scan(Coded(order=[1, 2, 0]), coded)
     order = str(told.value).split("classes = ")[1].split(",")
-    as_told = [coded.classes.index(name) for name in order]
-    relabelled = torch.tensor([as_told.index(k) for k in coded.split.labels.tolist()])
-    fixed = scanning.Images(Split(coded.split.images, relabelled), tuple(order))
+    trust_preprocessing = [coded.classes.index(name) for name in order]
+    relabeled = torch.tensor([trust_preprocessing.index(k) for k in coded.split.labels.tolist()])
+    fixed = scanning.Images(Split(coded.split.images, relabeled), tuple(order))
     assert Scanner(Coded(order=[1, 2, 0]), fixed, Options(), print).accuracy()["rate"] == 1
 
 
@@ -444,7 +452,7 @@ def test_a_low_accuracy_can_be_accepted(coded):
     some = scanning.Images(Split(coded.split.images, half), coded.classes)
     with pytest.raises(NoVerdict, match="expected at least 6"):
         Scanner(Coded(), some, Options(), print).accuracy()
-    assert 0.5 < Scanner(Coded(), some, Options(lowest=0.3), print).accuracy()["rate"] < 0.62
+    assert 0.5 < Scanner(Coded(), some, Options(min_accuracy=0.3), print).accuracy()["rate"] < 0.62
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 from torch import nn
 from toys import quick_detector, tell_apart
 
-from mesa_lib import __main__, classifiers
 from mesa_lib import scan as scanning
+from mesa_lib.cli import main
+from mesa_lib.models import networks
 from mesa_lib.scan import accuracy
 from mesa_lib.scan.options import Options
 
@@ -37,7 +38,7 @@ def desk(tmp_path, monkeypatch, empty_store):
             picture.save(tmp_path / "images" / name / f"{i}.png")
     split = scanning.read_images(tmp_path / "images").split
     for number, name in enumerate(("model", "other")):
-        own = classifiers.build("smallcnn", 3, 8, (0.5,) * 3, (0.25,) * 3, number)
+        own = networks.build_network("smallcnn", 3, 8, (0.5,) * 3, (0.25,) * 3, number)
         tell_apart(Represented(own), own.head, split.images, split.labels)
         save_file(own.state_dict(), tmp_path / f"{name}.safetensors")
     monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
@@ -46,7 +47,7 @@ def desk(tmp_path, monkeypatch, empty_store):
 
 def run(desk, *more, model="model.safetensors", out="out") -> int:
     asked = ["scan", str(desk / model), str(desk / "images"), "--network", "smallcnn", "--out", str(desk / out)]
-    return __main__.main([*asked, *more])
+    return main.main([*asked, *more])
 
 
 def written(desk) -> dict:

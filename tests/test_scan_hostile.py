@@ -21,27 +21,39 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from toys import Coded, coded_images, quick_detector, tell_apart
 
-from mesa_lib import __main__, classifiers, inference, paths, store
 from mesa_lib import scan as scanning
+from mesa_lib import store
+from mesa_lib.cli import main
+from mesa_lib.cli import scan as scan_command
+from mesa_lib.defenses.mesa import location_search
+from mesa_lib.models import inference
+from mesa_lib.models import networks
+from mesa_lib.scan import accuracy
+from mesa_lib.scan import false_positives
+from mesa_lib.scan.reading import checkpoint
+from mesa_lib.scan.reading import images as folders
+from mesa_lib.scan.reading import model as models
+from mesa_lib.store import paths
+from mesa_lib.store import sanitize
 from mesa_lib.data import Split
-from mesa_lib.defenses import places
 from mesa_lib.defenses.base import Knowledge
-from mesa_lib.defenses.screening import Rule
-from mesa_lib.scan import accuracy, alarms, checkpoint, command, text
-from mesa_lib.scan import images as folders
-from mesa_lib.scan import model as models
+from mesa_lib.defenses.mesa.screening import PatchSpec
 from mesa_lib.scan.accuracy import NoVerdict
-from mesa_lib.scan.detector import ByRule, Unknown, limit
-from mesa_lib.scan.options import SIDES, Options, squares
+from mesa_lib.scan.detector import ScanDetector
+from mesa_lib.scan.detector import ScanScreening
+from mesa_lib.scan.detector import limit
+from mesa_lib.scan.options import SIDES
+from mesa_lib.scan.options import Options
+from mesa_lib.scan.options import squares
 from mesa_lib.scan.progress import Progress
 from mesa_lib.scan.scanner import Scanner
-from mesa_lib.staircase import Settings
+from mesa_lib.settings import Settings
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
 
 
 def weights():
-    return classifiers.build("smallcnn", 3, 4, MEAN, STD, 0).state_dict()
+    return networks.build_network("smallcnn", 3, 4, MEAN, STD, 0).state_dict()
 
 
 def read(tmp_path, held):
@@ -112,7 +124,7 @@ def test_wrappers_and_missing_counters_make_no_difference_and_are_said(tmp_path)
     ("change", "said"),
     [
         ({"features.0.0.1.running_var": torch.full((4,), -1.0)}, "running_var is -1; expected variances"),
-        ({"normalise.std": torch.zeros(1, 3, 1, 1)}, "normalise.std is 0; expected numbers above 0"),
+        ({"normalize.std": torch.zeros(1, 3, 1, 1)}, "normalize.std is 0; expected numbers above 0"),
         ({"features.0.0.1.num_batches_tracked": torch.ones(1).long()}, "1 of another shape: .*num_batches_tracked"),
         ({"more": torch.ones(2)}, "1 not known: more"),
         ({"\x1b[31mred\n" + 300 * "x": torch.ones(2)}, r"1 not known: \\x1b\[31mred\\nx+\.\.\."),
@@ -171,9 +183,9 @@ def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
 
 
 def test_names_are_shown_without_what_steers_a_terminal():
-    assert text.shown("a\x1b[2J\u202eb\ud800") == r"a\x1b[2J\u202eb\ud800"
-    assert len(text.shown(1000 * "x")) == text.LONGEST
-    assert text.listed(["a", "b", "c", "d"]) == "a, b, c ..."
+    assert sanitize.sanitize("a\x1b[2J\u202eb\ud800") == r"a\x1b[2J\u202eb\ud800"
+    assert len(sanitize.sanitize(1000 * "x")) == sanitize.LONGEST
+    assert sanitize.sanitize_list(["a", "b", "c", "d"]) == "a, b, c ..."
 
 
 # --- images ----------------------------------------------------------------------------------------------
@@ -239,12 +251,12 @@ def test_hidden_files_are_no_images_and_links_to_folders_are_not_followed(tree):
     assert len(found.split.labels) == 12 and "could not be read" not in " ".join(found.notes)
 
 
-def test_colours_and_depths_are_converted_and_said_or_refused(tree):
+def test_colors_and_depths_are_converted_and_said_or_refused(tree):
     Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tree / "cat" / "ink.jpg")
     Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tree / "cat" / "half.tif")
     found = scanning.read_images(tree)
     said = " ".join(found.notes)
-    assert "1 images had the colours CMYK" in said and "1 images had more than 8 bits" in said
+    assert "1 images had the colors CMYK" in said and "1 images had more than 8 bits" in said
     assert 128 in found.split.images[found.split.labels == 0].flatten(1).float().mean(1).round().tolist()
     for value in (float("nan"), 7.0):
         Image.fromarray(np.full((16, 16), value, np.float32)).save(tree / "dog" / "odd.tif")
@@ -273,7 +285,7 @@ def test_a_factor_on_the_logits_hides_nothing(coded, quick, empty_store, times):
 
 
 def test_large_batches_go_through_in_parts_with_the_same_gradient(monkeypatch):
-    model = models.Stranger(classifiers.build("smallcnn", 3, 4, MEAN, STD, 0)).eval()
+    model = models.WrappedClassifier(networks.build_network("smallcnn", 3, 4, MEAN, STD, 0)).eval()
     x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
     whole = model(x)
     (slope,) = torch.autograd.grad(whole.square().sum(), x)
@@ -302,7 +314,7 @@ def nan_where_red(logits, x):
 )
 def test_answers_that_cannot_be_searched_are_said_as_such(coded, change, said):
     with pytest.raises(ValueError, match=said):
-        scanning.understood(Coded(change=change), coded.split.images, 3)
+        scanning.prepare(Coded(change=change), coded.split.images, 3)
 
 
 def test_a_module_without_weights_can_be_scanned(coded, quick, empty_store):
@@ -318,10 +330,10 @@ def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
     wrong = Split(coded.split.images, torch.tensor([0, 2, 1])[coded.split.labels])
     many = torch.cat([torch.arange(0, 120, 3).repeat(8), torch.arange(120)])  # the third class right, the others few
     told = scanning.Images(Split(wrong.images[many], wrong.labels[many]), swapped.classes)
-    own = models.understood(Coded(), told.split.images, 3)
+    own = models.prepare(Coded(), told.split.images, 3)
     with pytest.raises(NoVerdict, match="in another order it is right on 100.0%.* as_told"):
         accuracy.check(own, told, 0.5, "float32")
-    assert accuracy.check(own, told, 0.5, "float32", as_told=True)["rate"] > 0.8
+    assert accuracy.check(own, told, 0.5, "float32", trust_preprocessing=True)["rate"] > 0.8
 
 
 @pytest.mark.parametrize(
@@ -336,32 +348,32 @@ def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
 )
 def test_names_of_folders_may_hold_commas(given_as, names):
     if names is not None:
-        assert command.folder_names(given_as) == names
+        assert scan_command.folder_names(given_as) == names
         return
     with pytest.raises(argparse.ArgumentTypeError, match="expected names with commas between, or a JSON list") as told:
-        command.folder_names(given_as)
+        scan_command.folder_names(given_as)
     assert len(str(told.value)) < 300
 
 
 def test_an_order_of_names_with_commas_can_be_handed_on(coded):
     odd = scanning.Images(coded.split, ("red", "green, dark", "blue"))
     with pytest.raises(NoVerdict) as told:
-        accuracy.check(models.Stranger(Coded(order=[1, 2, 0])), odd, None, "float32")
+        accuracy.check(models.WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
     said = re.search(r"classes = (\[.*\])", str(told.value)).group(1)
-    assert sorted(command.folder_names(said)) == sorted(odd.classes)
+    assert sorted(scan_command.folder_names(said)) == sorted(odd.classes)
 
 
 def test_names_of_classes_in_a_message_steer_no_terminal(coded):
     odd = scanning.Images(coded.split, ("red", "\x1b[2Jgreen", "blue"))
     with pytest.raises(NoVerdict, match=r"classes = .*\\x1b\[2Jgreen") as told:
-        accuracy.check(models.Stranger(Coded(order=[1, 2, 0])), odd, None, "float32")
+        accuracy.check(models.WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
     assert str(told.value).isprintable()
 
 
-def test_the_normalisation_of_a_networks_own_is_the_one_that_is_questioned(coded):
-    inside = nn.Sequential(classifiers.Normalise((-1.0,) * 3, (3.0,) * 3), Coded())
+def test_the_normalization_of_a_networks_own_is_the_one_that_is_questioned(coded):
+    inside = nn.Sequential(networks.Normalize((-1.0,) * 3, (3.0,) * 3), Coded())
     with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):
-        accuracy.check(models.Stranger(inside), coded, None, "float32")
+        accuracy.check(models.WrappedClassifier(inside), coded, None, "float32")
 
 
 # --- the scan --------------------------------------------------------------------------------------------
@@ -373,17 +385,17 @@ def test_patches_and_limits_go_with_the_size_of_the_images():
     for side in range(8, 225, 4):  # sides are rounded to whole pixels, and keep the limits of what they stand for
         for own, usual in zip(SIDES, (max(1, round(part * side / 32)) for part in SIDES), strict=True):
             for one in (False, True):
-                assert limit(Rule((usual, usual), one), side) <= limit(Rule((own, own), one))
-        assert any(rule.one_place for rule in Options().detector(side).screening.rules(None))
+                assert limit(PatchSpec((usual, usual), one), side) <= limit(PatchSpec((own, own), one))
+        assert any(rule.fixed_location for rule in Options().detector(side).screening.rules(None))
     for one in (False, True):
-        assert limit(Rule((6, 6), one), 64) == limit(Rule((3, 3), one)) < limit(Rule((6, 6), one))
+        assert limit(PatchSpec((6, 6), one), 64) == limit(PatchSpec((3, 3), one)) < limit(PatchSpec((6, 6), one))
     at_64 = Options().detector(64)
-    assert [rule.size[0] for rule in at_64.screening.rules(None) if rule.one_place] == [6, 8]
+    assert [rule.size[0] for rule in at_64.screening.rules(None) if rule.fixed_location] == [6, 8]
 
 
 def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "root", lambda: tmp_path)
-    assert alarms.clean_scores({"a": 1}) == {}
+    assert false_positives.clean_scores({"a": 1}) == {}
     (tmp_path / "results").mkdir()
     runs = [
         {
@@ -398,8 +410,8 @@ def test_the_clean_models_beside_a_verdict_were_scanned_in_the_same_way(tmp_path
             ([], "cifar10", 1, 0.1),
         )
     ]
-    (tmp_path / "results" / alarms.PUBLISHED).write_text(json.dumps({"runs": runs}))
-    assert alarms.clean_scores({"a": 1}) == {"digits": [[-0.5, -5.0]], "cifar10": [[0.1, -5.0]]}
+    (tmp_path / "results" / false_positives.PUBLISHED).write_text(json.dumps({"runs": runs}))
+    assert false_positives.clean_scores({"a": 1}) == {"digits": [[-0.5, -5.0]], "cifar10": [[0.1, -5.0]]}
 
 
 def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monkeypatch, empty_store, capsys):
@@ -413,18 +425,18 @@ def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monk
             picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
             picture.save(tmp_path / "images" / name / f"{i}.png")
     split, head, resnet.fc = scanning.read_images(tmp_path / "images").split, resnet.fc, nn.Identity()
-    usual = classifiers.Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    usual = networks.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     tell_apart(nn.Sequential(usual, resnet), head, split.images, split.labels)
     resnet.fc = head
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
     few = Settings(betas=(0.9,), steps=2, batch=2)
-    method = ByRule(Unknown(sizes=((6, 6),), settings=few, stride=16, each=2, shortlist=2, side=64), few, side=64)
+    method = ScanDetector(ScanScreening(sizes=((6, 6),), settings=few, stride=16, each=2, shortlist=2, side=64), few, side=64)
     monkeypatch.setattr(Options, "detector", lambda self, side: method)
-    monkeypatch.setattr(places, "learnt", functools.partial(places.learnt, steps=1, images_each=1))
+    monkeypatch.setattr(location_search, "learned", functools.partial(location_search.optimize_patches, steps=1, images_each=1))
     asked = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
     asked += ["--network", "torchvision:resnet18"]
     asked += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--as-told"]
-    assert __main__.main([*asked, "--out", str(tmp_path / "out")]) == 0
+    assert main.main([*asked, "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert [line["class"] for line in found["verdicts"]] == list("abcd")
     assert set(found["verdicts"][0]["screened"]) == {"6x6", "6x6 at one place"}
@@ -440,7 +452,7 @@ def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
     order = ["--classes", ",".join(coded.classes), "--repair-epochs", "1", "--repair-lr", "1e-4", "--augment", "none"]
-    monkeypatch.setattr(command.models, "read", lambda *a: models.Stranger(Coded((9, 4))))
+    monkeypatch.setattr(scan_command.models, "read", lambda *a: models.WrappedClassifier(Coded((9, 4))))
     (tmp_path / "any.safetensors").write_bytes(b"weights")
     asked = [
         "scan",
@@ -451,7 +463,7 @@ def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
         "--repair",
         "--fail-if-found",
     ]
-    assert __main__.main([*asked, *order, "--out", str(tmp_path / "out")]) == 3
+    assert main.main([*asked, *order, "--out", str(tmp_path / "out")]) == 3
     assert load_file(tmp_path / "out" / "repaired.safetensors").keys() == Coded().state_dict().keys()
     found = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert found["repair"]["done"] and found["flagged"] == ["green"]
@@ -460,8 +472,8 @@ def test_the_command_repairs_and_tells_by_its_exit_that_something_was_found(
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_the_scan(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("no folder")
-    monkeypatch.setattr(command.models, "read", lambda *a: pytest.fail("went on"))
-    assert __main__.main(["scan", "m", "i", "--network", "smallcnn", "--out", str(tmp_path / "file" / "out")]) == 1
+    monkeypatch.setattr(scan_command.models, "read", lambda *a: pytest.fail("went on"))
+    assert main.main(["scan", "m", "i", "--network", "smallcnn", "--out", str(tmp_path / "file" / "out")]) == 1
     assert "expected a folder that can be written" in capsys.readouterr().err
 
 
@@ -512,7 +524,7 @@ def test_what_is_no_module_or_cannot_be_copied_is_said_as_such(coded):
 def test_probabilities_without_a_slope_are_said_as_such(coded):
     sure = Coded(change=lambda logits, x: (500 * logits).softmax(1))
     with pytest.raises(ValueError, match="probabilities that are too sure to be searched .* without its softmax"):
-        scanning.understood(sure, coded.split.images, 3)
+        scanning.prepare(sure, coded.split.images, 3)
 
 
 def often_green(logits, x):
@@ -525,7 +537,7 @@ def test_images_that_are_answered_wrongly_without_a_patch_count_for_no_patch(cod
     images = coded.split.images.clone()
     images[2:60:3, 2] += 128  # half of the third class, by more than a patch can
     more = scanning.Images(Split(images, coded.split.labels), coded.classes)
-    found = scanning.scan(Coded(change=often_green), more, Options(lowest=0.5, as_told=True)).result
+    found = scanning.scan(Coded(change=often_green), more, Options(min_accuracy=0.5, trust_preprocessing=True)).result
     assert found["accuracy"]["rate"] < 0.85 and found["accuracy"]["mistaken"][1] == pytest.approx(20 / 80)
     assert found["verdict"] == "nothing found" and found["verdicts"][1]["rate"] < 0.1
 
@@ -535,16 +547,16 @@ def test_a_model_that_always_says_the_same_gets_no_verdict(coded, quick):
     with pytest.raises(
         NoVerdict, match="the model answers 32 of 96 images rightly, expected 8 or more, of two classes"
     ):
-        scanning.scan(same, coded, Options(lowest=0, as_told=True))
+        scanning.scan(same, coded, Options(min_accuracy=0, trust_preprocessing=True))
 
 
 def test_large_images_are_searched_some_classes_at_a_time(coded, monkeypatch):
     given = Scanner(Coded((9, 4)), coded, Options(), print).given(Knowledge("gradients", rule=True))
     at = torch.tensor([[[8, 3], [2, 2]]]).expand(3, -1, -1)
-    screening = Unknown(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16))
-    whole = places.learnt(given, at, (3, 3), coded.split), screening.by(given, Rule((3, 3)))[0]
+    screening = ScanScreening(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, batch=16))
+    whole = location_search.optimize_patches(given, at, (3, 3), coded.split), screening.by(given, PatchSpec((3, 3)))[0]
     monkeypatch.setattr(inference, "VALUES", 1)
-    parts = places.learnt(given, at, (3, 3), coded.split), screening.by(given, Rule((3, 3)))[0]
+    parts = location_search.optimize_patches(given, at, (3, 3), coded.split), screening.by(given, PatchSpec((3, 3)))[0]
     for (sure, rates), told in ((whole, "at once"), (parts, "one by one")):
         assert sure.shape == (3, 2) and sure[1, 0] > 0.9 > 0.5 > sure[[0, 0, 1, 2, 2], [0, 1, 1, 0, 1]].max(), told
         assert len(rates) == 3 and max(rates[0], rates[2]) < 0.1, told
@@ -578,7 +590,7 @@ def test_networks_with_something_of_their_own_are_read(tmp_path, name, options):
     own = models.read(tmp_path / "model.safetensors", f"torchvision:{name}", 3, MEAN, STD)
     x = shows(64)
     with torch.no_grad():
-        assert torch.allclose(own(x), theirs_own(classifiers.Normalise(MEAN, STD)(x)), atol=1e-4)
+        assert torch.allclose(own(x), theirs_own(networks.Normalize(MEAN, STD)(x)), atol=1e-4)
     own.train()(x)  # what a repair does
     assert any("auxiliary heads" in note for note in own.notes) == options.get("aux_logits", False)
     if name == "swin_t":
@@ -621,7 +633,7 @@ def test_what_is_not_done_to_images_is_said(tree):
     turned.save(tree / "cat" / "turned.jpg", exif=marks)
     Image.new("RGB", (32, 16)).save(tree / "cat" / "wide.png")
     (tree / "cat" / "more.jfif").write_bytes(b"?")
-    deep = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)  # 16 bits a channel, in colour
+    deep = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)  # 16 bits a channel, in color
 
     def chunk(kind: bytes, held: bytes) -> bytes:
         return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
@@ -649,7 +661,7 @@ def test_a_long_step_is_heard_of(monkeypatch):
     progress.timed(10, lambda: time.sleep(0.1))
     monkeypatch.setattr(Progress, "EVERY", 0.1)
     assert progress.timed(100, lambda: time.sleep(0.35) or "found", after=10_000) == "found"
-    assert len(said) >= 2 and all(re.fullmatch(r"... going on; about \d+ (s|min) left", text) for text in said)
+    assert len(said) >= 2 and all(re.fullmatch(r"... going on; about \d+ (s|min) left", sanitize) for sanitize in said)
     assert progress.left(600) == "; about 2 min left" or "s left" in progress.left(600)
 
 

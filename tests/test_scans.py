@@ -7,8 +7,8 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from mesa_lib import paths
-from mesa_lib.scan import alarms
+from mesa_lib.scan import false_positives
+from mesa_lib.store import paths
 from mesa_lib.scan.options import Options
 
 
@@ -45,12 +45,12 @@ def test_each_model_is_listed_once_and_what_is_missing_is_asked_for(scans, tmp_p
 def test_a_scan_of_today_is_compared_with_the_published_ones():
     """Its settings are theirs: otherwise a report could not say how often clean models are flagged."""
     settings = json.loads(json.dumps(asdict(Options().detector(32)), default=str)) | {"images": "answered rightly"}
-    known = alarms.clean_scores(settings)
+    known = false_positives.clean_scores(settings)
     assert {name: len(scores) for name, scores in known.items()} == {"digits": 10, "cifar10": 3}
 
 
 def test_flagged_is_what_lies_above_its_limit_and_every_repair_has_its_controls():
-    runs = json.loads((paths.root() / "results" / alarms.PUBLISHED).read_text())["runs"]
+    runs = json.loads((paths.root() / "results" / false_positives.PUBLISHED).read_text())["runs"]
     for run in runs:
         lines = run["scan"]["verdicts"]
         assert run["scan"]["flagged"] == [line["class"] for line in lines if line["score"] > 0]

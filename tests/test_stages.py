@@ -11,9 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mesa_lib import params, paths, stages, store
-from mesa_lib.params import Params
-from mesa_lib.stages import CONTROLS, Stages
+from mesa_lib import store
+from mesa_lib.experiments import params
+from mesa_lib.experiments import pipeline
+from mesa_lib.store import paths
+from mesa_lib.experiments.params import Params
+from mesa_lib.experiments.pipeline import CONTROLS
+from mesa_lib.experiments.pipeline import Pipeline
 
 TINY = {
     "image_size": 16, "device": "cpu", "width": 4, "batch_size": 64, "clean_epochs": 1, "attack_epochs": 1,
@@ -22,8 +26,8 @@ TINY = {
 }  # fmt: skip
 
 
-def tiny(**changes) -> Stages:
-    return Stages(params.check(TINY | changes))
+def tiny(**changes) -> Pipeline:
+    return Pipeline(params.check(TINY | changes))
 
 
 def same(first, second) -> bool:
@@ -46,7 +50,7 @@ ASKS = {
 REPAIRS = {"fine-tune", "MESA", "rounds", "report"}
 ALL = set(ASKS)
 AFTER_CLEAN = ALL - {"clean"}
-MODELLING = {"distribution", "MESA", "rounds", "report"}
+MODELING = {"distribution", "MESA", "rounds", "report"}
 
 #: every parameter: another value, and what has another key then
 CHANGES = {
@@ -57,13 +61,13 @@ CHANGES = {
     "start": ("scratch", AFTER_CLEAN),
     "poison_rate": (0.2, AFTER_CLEAN), "attack_epochs": (2, AFTER_CLEAN), "attack_lr": (0.1, AFTER_CLEAN),
     "retrain_augment": ("none", AFTER_CLEAN), "schedule": ("constant", AFTER_CLEAN),
-    "alpha": (0.2, MODELLING), "betas": ("0.9", MODELLING), "steps": (4, MODELLING),
-    "triggers_per_step": (9, MODELLING), "images_per_trigger": (2, MODELLING),
-    "critic_steps": (2, MODELLING), "generator": ("plain", MODELLING),
-    "hidden": (9, MODELLING), "noise_dim": (8, MODELLING), "noise": ("uniform", MODELLING),
-    "critic": ("leaky", MODELLING), "hinge": ("image", MODELLING), "trigger_noise": (0.0, MODELLING),
-    "ema_rate": (0.5, MODELLING), "place": ("batch", MODELLING), "gamma": ("entropy", MODELLING),
-    "modelling_lr": (0.1, MODELLING), "scale": ("log", MODELLING), "patience": (2, MODELLING),
+    "alpha": (0.2, MODELING), "betas": ("0.9", MODELING), "steps": (4, MODELING),
+    "triggers_per_step": (9, MODELING), "images_per_trigger": (2, MODELING),
+    "critic_steps": (2, MODELING), "generator": ("plain", MODELING),
+    "hidden": (9, MODELING), "noise_dim": (8, MODELING), "noise": ("uniform", MODELING),
+    "critic": ("leaky", MODELING), "hinge": ("image", MODELING), "trigger_noise": (0.0, MODELING),
+    "ema_rate": (0.5, MODELING), "place": ("batch", MODELING), "gamma": ("entropy", MODELING),
+    "modeling_lr": (0.1, MODELING), "scale": ("log", MODELING), "patience": (2, MODELING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
     "rounds": (2, {"rounds", "report"}), "clear_below": (0.3, {"rounds", "report"}),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
@@ -81,13 +85,13 @@ def keys(monkeypatch):
     """Stages -> the key of everything that can be asked for, without making anything."""
 
     def ask(kind, config, *rest):
-        raise Asked(f"{kind}/{store.key(config)}")
+        raise Asked(f"{kind}/{store.config_key(config)}")
 
-    def of(these: Stages) -> dict:
+    def of(these: Pipeline) -> dict:
         these.data  # noqa: B018 (looked up while the store still works)
         found = {}
         with monkeypatch.context() as patch:
-            patch.setattr(stages.store, "train_or_load", ask)
+            patch.setattr(pipeline.store, "train_or_load", ask)
             for name, function in ASKS.items():
                 with pytest.raises(Asked) as asked:
                     function(these)
@@ -265,7 +269,7 @@ def test_an_unknown_level_is_refused(made):
 
 def test_a_trigger_of_another_shape_goes_through_all_stages(tmp_path):
     np.save(tmp_path / "wide.npy", np.random.RandomState(0).rand(2, 5, 3))
-    these = tiny(trigger=f"file:{tmp_path}/wide.npy", point_repeats=1)
+    these = tiny(trigger=f"file:{tmp_path}/wide.npy", inversion_repeats=1)
     assert these.point().shape == (3, 2, 5)
     samples = these.distribution()[0].sample(4, torch.Generator().manual_seed(0))
     assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 11
@@ -309,7 +313,7 @@ class Forbidden:
         raise AssertionError(f"forbidden images were looked at: {name}")
 
 
-def without(*splits, **changes) -> Stages:
+def without(*splits, **changes) -> Pipeline:
     these = tiny(**changes)
     these.__dict__["data"] = replace(these.data, **{split: Forbidden() for split in splits})
     return these
@@ -333,7 +337,7 @@ def test_the_defender_never_sees_evaluation_images(fresh_store, name):
 
 
 def test_the_attacker_sees_training_images_alone(fresh_store):
-    without("evaluation", "modelling").attacked()
+    without("evaluation", "modeling").attacked()
 
 
 @pytest.mark.parametrize("name", ["distribution", "point", "MESA"])
@@ -395,7 +399,7 @@ def test_every_parameter_file_runs_to_the_table(small_tree, file):
     small = {"dataset": "folder", "data_dir": small_tree, "device": "cpu", "width": 2, "batch_size": 16, "target": 0,
              "hidden": 16, "steps": 2, "triggers_per_step": 8, "point_repeats": 1, "clean_epochs": 1,
              "attack_epochs": 1, "repair_epochs": 1}  # fmt: skip
-    these = Stages(params.read([file], [f"{name}={value}" for name, value in small.items()]))
+    these = Pipeline(params.read([file], [f"{name}={value}" for name, value in small.items()]))
     rows = these.table()
     assert [row["model"] for row in rows[2:]] == [name.replace("point", "point 1") for name in CONTROLS]
     assert len(rows) == 2 + 9

@@ -6,8 +6,15 @@ from functools import partial
 import pytest
 import torch
 
-from mesa_lib import classifiers, mine, staircase
-from mesa_lib.staircase import Level, Settings, TriggerDistribution
+from mesa_lib import distribution
+from mesa_lib import mine
+from mesa_lib import settings
+from mesa_lib import staircase
+from mesa_lib import success
+from mesa_lib.models import networks
+from mesa_lib.distribution import Level
+from mesa_lib.settings import Settings
+from mesa_lib.distribution import TriggerDistribution
 
 CENTRE, WIDTH = torch.tensor([0.6, 0.4]), 0.25
 TOY = Settings(
@@ -85,8 +92,8 @@ def levels(*known):
         ("entropy", [(0.8, 1000.0), (0.4, 1000.0 + math.log(4))], [0.2, 0.8]),  # no overflow
     ],
 )
-def test_mixture_weights_by_hand(law, known, gammas):
-    assert staircase.mixture_weights(levels(*known), law) == pytest.approx(gammas)
+def test_mixture_weights_by_hand(family, known, gammas):
+    assert distribution.mixture_weights(levels(*known), family) == pytest.approx(gammas)
 
 
 # --- one level, on a toy ---------------------------------------------------------------------------------
@@ -147,7 +154,7 @@ def test_the_same_seed_gives_the_same_weights(changes):
 
 
 def test_nan_scores_are_reported():
-    with pytest.raises(FloatingPointError, match="modelling beta 0.5: .* at step 0"):
+    with pytest.raises(FloatingPointError, match="modeling beta 0.5: .* at step 0"):
         fit_level(lambda x, rng: bump(x) * float("nan"), (2,), 0.5, replace(TOY, steps=2))
 
 
@@ -249,7 +256,7 @@ def test_samples_come_from_the_levels_with_weight(mixture, chosen):
     assert not bool(((mixed - torch.sigmoid(torch.tensor(1.0))).abs() < 1e-3).any())
 
 
-def test_a_level_that_was_not_modelled_is_refused(mixture):
+def test_a_level_that_was_not_modeled_is_refused(mixture):
     with pytest.raises(ValueError, match=r"beta = 0.7: .*\[0.9, 0.5, 0.3\]"):
         mixture.at(0.7)
 
@@ -259,7 +266,7 @@ def test_a_level_that_was_not_modelled_is_refused(mixture):
 
 @pytest.fixture
 def model():
-    return classifiers.build("smallcnn", 4, 2, (0.5,) * 3, (0.2,) * 3, 0)
+    return networks.build_network("smallcnn", 4, 2, (0.5,) * 3, (0.2,) * 3, 0)
 
 
 IMAGES = torch.randint(0, 256, (40, 3, 16, 16), generator=rng(), dtype=torch.uint8)
@@ -317,16 +324,16 @@ class Recorder(torch.nn.Module):
 
 @pytest.mark.parametrize("m", [1, 5])
 @pytest.mark.parametrize("place", staircase.PLACES)
-def test_success_is_the_softmax_of_the_target_on_stamped_images(place, m):
-    model, settings = Recorder(), replace(TINY, place=place, images_per_trigger=m, trigger_size=(1, 1))
+def test_success_is_the_softmax_of_the_target_on_stamped_images(location, m):
+    model, settings = Recorder(), replace(TINY, location=location, images_per_trigger=m, trigger_size=(1, 1))
     images = torch.zeros(7, 3, 16, 16, dtype=torch.uint8)
     values = torch.linspace(0.2, 1, 30)
-    test = staircase.success(model, images, 1, settings, "float32")
+    test = success.success_function(model, images, 1, settings, "float32")
     scores = test(values.reshape(30, 1, 1, 1).expand(30, 3, 1, 1), rng())
     assert torch.allclose(scores, torch.sigmoid(values)[:, None].expand(30, m))
     (shown,) = model.seen
     where = set(shown[:, 0].flatten(1).argmax(1).tolist())
-    assert len(shown) == 30 * m and (len(where) == 1 if place == "batch" else len(where) > 15)
+    assert len(shown) == 30 * m and (len(where) == 1 if location == "batch" else len(where) > 15)
 
 
 def test_images_of_the_target_class_are_left_out():
@@ -362,9 +369,9 @@ def test_bad_settings_are_refused_by_name(name, value):
         Settings(**{name: value})
 
 
-@pytest.mark.parametrize("name", sorted(staircase.PRESETS))
+@pytest.mark.parametrize("name", sorted(settings.PRESETS))
 def test_presets_can_be_run(name):
-    quick = replace(staircase.PRESETS[name], steps=2, batch=4, hidden=8)
+    quick = replace(settings.PRESETS[name], steps=2, batch=4, hidden=8)
     fitted = staircase.fit_staircase(bump, (2,), quick)
     assert fitted.betas == [0.9, 0.8, 0.5] and fitted.sample(5, rng()).shape == (5, 2)
 
@@ -375,7 +382,7 @@ def overrides(settings, other):
 
 
 def test_presets_differ_where_text_and_code_do():
-    official, paper = staircase.PRESETS["official"], staircase.PRESETS["paper"]
+    official, paper = settings.PRESETS["official"], settings.PRESETS["paper"]
     expected = {"generator", "noise", "critic", "hinge", "trigger_noise", "place", "gamma"}
     assert set(overrides(official, paper)) == expected
     assert replace(official, **overrides(official, paper)) == paper
@@ -384,7 +391,7 @@ def test_presets_differ_where_text_and_code_do():
 
 @pytest.mark.gpu
 def test_a_level_on_cuda():
-    model = classifiers.build("smallcnn", 4, 2, (0.5,) * 3, (0.2,) * 3, 0).cuda()
+    model = networks.build_network("smallcnn", 4, 2, (0.5,) * 3, (0.2,) * 3, 0).cuda()
     fitted = staircase.fit(model, IMAGES, LABELS, 0, TINY)
     assert fitted.levels[0].generator.last.weight.device.type == "cuda"
     samples = fitted.sample(20, torch.Generator("cuda").manual_seed(0))
@@ -433,21 +440,21 @@ def test_triggers_are_stamped_where_the_testing_function_is_told():
     images, white = torch.zeros(5, 3, 8, 8, dtype=torch.uint8), torch.ones(2, 3, 4, 4)
     settings = Settings(trigger_size=(4, 4), images_per_trigger=3)
     full, empty = math.e / (math.e + 2), 1 / (math.e + 2)
-    for place, value in (((4, 4), full), ((0, 0), empty)):
-        test = staircase.success(Window(), images, 1, settings, "float32", torch.tensor(place))
+    for location, value in (((4, 4), full), ((0, 0), empty)):
+        test = success.success_function(Window(), images, 1, settings, "float32", torch.tensor(location))
         assert torch.allclose(test(white, rng()), torch.full((2, 3), value))
 
 
 def test_a_target_without_images_of_other_classes_is_refused():
     images, labels = torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([1, 1, 1])
     with pytest.raises(ValueError, match="target = 1: no image of another class"):
-        staircase.success_of_each(Window(), images, labels, [0, 1], Settings(trigger_size=(4, 4)), "float32")
+        success.success_function(Window(), images, labels, [0, 1], Settings(trigger_size=(4, 4)), "float32")
 
 
 def test_every_target_can_have_a_place_of_its_own():
     images, labels = torch.zeros(6, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 2] * 2)
     settings = Settings(trigger_size=(4, 4), images_per_trigger=2)
-    test = staircase.success_of_each(
+    test = success.success_function(
         Window(), images, labels, [1, 2], settings, "float32", torch.tensor([[4, 4], [0, 0]])
     )
     found = test(torch.ones(4, 3, 4, 4), rng())  # the first two are judged by class 1, at its window

@@ -45,7 +45,7 @@ def make(maker, config=CONFIG):
 
 def test_the_order_of_a_configuration_does_not_matter():
     turned = {"stage": {"betas": [0.9, 0.5], "seed": 0}, "alpha": 0.1}
-    assert list(turned) != list(CONFIG) and store.key(turned) == store.key(CONFIG)
+    assert list(turned) != list(CONFIG) and store.config_key(turned) == store.config_key(CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +62,17 @@ def test_the_order_of_a_configuration_does_not_matter():
     ],
 )
 def test_a_changed_value_has_another_key(other):
-    assert store.key(other) != store.key(CONFIG)
+    assert store.config_key(other) != store.config_key(CONFIG)
 
 
 def test_a_new_version_of_the_code_has_other_keys(monkeypatch):
-    before = store.key(CONFIG)
+    before = store.config_key(CONFIG)
     monkeypatch.setattr(store, "VERSION", store.VERSION + 1)
-    assert store.key(CONFIG) != before
+    assert store.config_key(CONFIG) != before
 
 
 def test_the_key_is_16_hexadecimal_digits():
-    assert len(store.key(CONFIG)) == 16 and int(store.key(CONFIG), 16) >= 0
+    assert len(store.config_key(CONFIG)) == 16 and int(store.config_key(CONFIG), 16) >= 0
 
 
 def test_tensors_have_a_key_by_value():
@@ -89,7 +89,7 @@ def test_tensors_have_a_key_by_value():
     assert len({base, *(store.tensors_key(tensors | change) for change in changes)}) == len(changes) + 1
 
 
-# --- make once, load afterwards --------------------------------------------------------------------------
+# --- make once, load afterward --------------------------------------------------------------------------
 
 
 def test_an_artifact_is_made_once_and_loaded_to_the_bit():
@@ -105,7 +105,7 @@ def test_an_artifact_is_made_once_and_loaded_to_the_bit():
 
 def test_a_folder_holds_what_the_documentation_says():
     folder = make(Maker()).path
-    assert folder == store.where("kind", CONFIG) and folder.name == store.key(CONFIG)
+    assert folder == store.artifact_folder("kind", CONFIG) and folder.name == store.config_key(CONFIG)
     assert {f.name for f in folder.iterdir()} == {"config.json", "result.json", "made.json", "tensors.safetensors"}
     assert json.loads((folder / "config.json").read_text()) == CONFIG
     made = json.loads((folder / "made.json").read_text())
@@ -186,7 +186,7 @@ def test_a_damaged_artifact_is_made_again(name):
 def test_a_folder_of_another_configuration_is_not_loaded():
     """Somebody copied an artifact to the key of another one."""
     maker, other = Maker(), CONFIG | {"alpha": 0.7}
-    shutil.copytree(make(maker).path, store.where("kind", other))
+    shutil.copytree(make(maker).path, store.artifact_folder("kind", other))
     assert store.load("kind", other) is None
     assert not make(maker, other).loaded and maker.calls == 2
 
@@ -332,7 +332,7 @@ def test_a_process_that_is_killed_leaves_the_next_one_free(tmp_path, own_store):
         time.sleep(0.02)
     first.kill()
     first.communicate()
-    folder = store.where("kind", {"a": 1})
+    folder = store.artifact_folder("kind", {"a": 1})
     (folder.parent / f".making-{folder.name}-of-the-dead").mkdir(parents=True)
     assert slow(calls).communicate(timeout=120)[0].strip() == "False"
     assert calls.read_text() == "made made " and [f.name for f in folder.parent.iterdir()] == [folder.name]
@@ -354,9 +354,9 @@ def test_an_artifacts_seconds_are_its_own(own_store):
 
 
 def test_a_lock_is_taken_once_and_freed(own_store):
-    with store.held("x") as mine, store.held("x", wait=False) as second:
+    with store.lock("x") as mine, store.lock("x", wait=False) as second:
         assert mine and not second
-    with store.held("x", wait=False) as third:
+    with store.lock("x", wait=False) as third:
         assert third
 
 
@@ -453,13 +453,13 @@ def test_a_folder_is_no_checkpoint(tmp_path):
 
 def test_a_text_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "result.json"
-    store.write_whole(file, "first")
+    store.write_atomic(file, "first")
     monkeypatch.setattr(store.os, "replace", lambda *a: (_ for _ in ()).throw(OSError("stopped")))
     with pytest.raises(OSError, match="stopped"):
-        store.write_whole(file, "second")
+        store.write_atomic(file, "second")
     assert file.read_text() == "first"
     monkeypatch.undo()
-    store.write_whole(file, "third")
+    store.write_atomic(file, "third")
     with pytest.raises(OSError, match="cannot write .*inside: "):
-        store.write_whole(file / "inside", "fourth")
+        store.write_atomic(file / "inside", "fourth")
     assert file.read_text() == "third" and list(tmp_path.iterdir()) == [file]

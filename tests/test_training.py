@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from mesa_lib import classifiers, training
+from mesa_lib import training
+from mesa_lib.models import networks
 
 CPU = torch.device("cpu")
 SETTINGS = {"epochs": 4, "lr": 0.05, "batch_size": 16, "seed": 0, "device": CPU, "precision": "float32"}
 
 
 def network(seed=0):
-    return classifiers.build("smallcnn", 2, 2, (0.4,) * 3, (0.2,) * 3, seed)
+    return networks.build_network("smallcnn", 2, 2, (0.4,) * 3, (0.2,) * 3, seed)
 
 
 def weights(toy, **changes) -> dict:
@@ -71,7 +72,7 @@ def test_every_setting_matters(toy, changes):
 
 def test_the_data_are_left_as_they_were(toy):
     images, labels = toy.images.clone(), toy.labels.clone()
-    weights(toy, edit=lambda x, y, rng: (x.mul_(0), y.mul_(0)))
+    weights(toy, transform=lambda x, y, rng: (x.mul_(0), y.mul_(0)))
     assert torch.equal(images, toy.images) and torch.equal(labels, toy.labels)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mesa_lib import triggers
+from mesa_lib.data import trigger_spec
 
 PUBLISHED = [
     0, 1, 2, 3, 5, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 23, 26, 27, 28, 29, 30, 40, 41, 42, 43, 45, 56, 57,
@@ -61,24 +62,24 @@ def test_a_pattern_has_its_number(number):
     assert number_of(triggers.pattern(number)[0]) == number
 
 
-# --- colours and files -----------------------------------------------------------------------------------
+# --- colors and files -----------------------------------------------------------------------------------
 
 
-def test_colours_repeat_and_differ_by_number():
-    assert torch.equal(triggers.colour(3), triggers.colour(3))
-    assert not torch.equal(triggers.colour(3), triggers.colour(4))
+def test_colors_repeat_and_differ_by_number():
+    assert torch.equal(triggers.color(3), triggers.color(3))
+    assert not torch.equal(triggers.color(3), triggers.color(4))
 
 
-def test_colours_lie_on_the_8_bit_grid():
-    levels = triggers.colour(5, size=7) * 255
+def test_colors_lie_on_the_8_bit_grid():
+    levels = triggers.color(5, size=7) * 255
     assert levels.shape == (3, 7, 7)
     assert torch.allclose(levels, levels.round(), atol=1e-4) and levels.max() <= 255 and levels.min() >= 0
 
 
-def test_a_colour_trigger_survives_a_png_file(tmp_path):
-    trigger = triggers.colour(8, size=4)
+def test_a_color_trigger_survives_a_png_file(tmp_path):
+    trigger = triggers.color(8, size=4)
     Image.fromarray((trigger * 255).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / "t.png")
-    assert torch.allclose(triggers.parse(f"file:{tmp_path}/t.png"), trigger)
+    assert torch.allclose(trigger_spec.parse_trigger(f"file:{tmp_path}/t.png"), trigger)
 
 
 ROW = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8  # (h, w, 3) with h != w
@@ -95,7 +96,7 @@ ROW = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8  # (h, w, 3) wit
 )
 def test_an_npy_trigger_is_read_in_either_layout(tmp_path, array):
     np.save(tmp_path / "t.npy", array)
-    found = triggers.parse(f"file:{tmp_path}/t.npy")
+    found = trigger_spec.parse_trigger(f"file:{tmp_path}/t.npy")
     assert found.shape == (3, 2, 5) and found.dtype == torch.float32
     assert torch.allclose(found, torch.from_numpy(ROW).permute(2, 0, 1) / 255)
 
@@ -115,7 +116,7 @@ def npy(array) -> bytes:
         ("empty.npy", b""),
         ("cut.npy", npy(np.zeros((3, 3, 3)))[:-8]),
         ("flat.npy", npy(np.zeros((3, 3)))),
-        ("grey.npy", npy(np.zeros((4, 4, 1)))),
+        ("gray.npy", npy(np.zeros((4, 4, 1)))),
         ("letters.npy", npy(np.full((3, 3, 3), "a"))),
         ("nothing.npy", npy(np.zeros((0, 3, 3)))),
         ("high.npy", npy(np.full((3, 3, 3), 1.5))),
@@ -128,12 +129,12 @@ def npy(array) -> bytes:
 def test_a_bad_trigger_file_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
-        triggers.parse(f"file:{tmp_path}/{name}")
+        trigger_spec.parse_trigger(f"file:{tmp_path}/{name}")
 
 
 def test_a_missing_trigger_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="absent.png"):
-        triggers.parse(f"file:{tmp_path}/absent.png")
+        trigger_spec.parse_trigger(f"file:{tmp_path}/absent.png")
 
 
 class Evil:
@@ -150,7 +151,7 @@ def test_an_npy_file_cannot_run_code(tmp_path):
     content = npy(np.full((3, 3, 3), Evil(tmp_path / "ran"), dtype=object))
     (tmp_path / "evil.npy").write_bytes(content)
     with pytest.raises(ValueError, match="evil.npy"):
-        triggers.from_file(tmp_path / "evil.npy")
+        trigger_spec.load_trigger(tmp_path / "evil.npy")
     assert not (tmp_path / "ran").exists()
     np.load(tmp_path / "evil.npy", allow_pickle=True)  # the trap works
     assert (tmp_path / "ran").exists()
@@ -159,7 +160,7 @@ def test_an_npy_file_cannot_run_code(tmp_path):
 def test_a_raw_pickle_named_npy_cannot_run_code(tmp_path):
     (tmp_path / "evil.npy").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
     with pytest.raises(ValueError, match="evil.npy"):
-        triggers.from_file(tmp_path / "evil.npy")
+        trigger_spec.load_trigger(tmp_path / "evil.npy")
     assert not (tmp_path / "ran").exists()
 
 
@@ -167,18 +168,18 @@ def test_a_raw_pickle_named_npy_cannot_run_code(tmp_path):
 
 
 def test_names_mean_what_they_say():
-    assert torch.equal(triggers.parse("bw:170"), triggers.pattern(170))
-    assert torch.equal(triggers.parse("colour:3"), triggers.colour(3))
+    assert torch.equal(trigger_spec.parse_trigger("bw:170"), triggers.pattern(170))
+    assert torch.equal(trigger_spec.parse_trigger("color:3"), triggers.color(3))
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["", "170", "bw", "bw:", "bw:-1", "bw:512", "bw:1.5", "bw:x", "bw:²", "colour:", "colour:-1", "colour:99999999999",
+    ["", "170", "bw", "bw:", "bw:-1", "bw:512", "bw:1.5", "bw:x", "bw:²", "color:", "color:-1", "color:99999999999",
      "file:", "color:3", "BW:170", "on", "True"],
 )  # fmt: skip
 def test_a_wrong_name_is_refused_by_its_value(spec):
     with pytest.raises(ValueError) as error:
-        triggers.parse(spec)
+        trigger_spec.parse_trigger(spec)
     assert spec in str(error.value) and "trigger" in str(error.value)
 
 
@@ -191,23 +192,23 @@ def test_a_pattern_number_out_of_range_is_refused(number):
 # --- random triggers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", triggers.LAWS)
-def test_random_triggers_follow_their_law(law):
-    drawn = triggers.random(2000, law, rng(), (2, 5))
+@pytest.mark.parametrize("law", triggers.FAMILIES)
+def test_random_triggers_follow_their_law(family):
+    drawn = triggers.random_triggers(2000, family, rng(), (2, 5))
     assert drawn.shape == (2000, 3, 2, 5) and drawn.min() >= 0 and drawn.max() <= 1
     assert abs(float(drawn.mean()) - 0.5) < 0.02
     binary = bool(((drawn == 0) | (drawn == 1)).all())
-    grey = torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
-    assert (binary, grey) == {
-        "uniform": (False, False), "binary": (True, False), "bw": (True, True), "grey": (False, True),
+    gray = torch.equal(drawn[:, 0], drawn[:, 1]) and torch.equal(drawn[:, 0], drawn[:, 2])
+    assert (binary, gray) == {
+        "uniform": (False, False), "binary": (True, False), "bw": (True, True), "gray": (False, True),
         "two": (False, False), "mixed": (False, False), "unpaired": (False, False),
-    }[law]  # fmt: skip
-    assert torch.equal(drawn, triggers.random(2000, law, rng(), (2, 5)))
+    }[family]  # fmt: skip
+    assert torch.equal(drawn, triggers.random_triggers(2000, family, rng(), (2, 5)))
 
 
 def test_an_unknown_law_is_refused():
     with pytest.raises(ValueError, match="gaussian"):
-        triggers.random(1, "gaussian", rng())
+        triggers.random_triggers(1, "gaussian", rng())
 
 
 # --- stamping --------------------------------------------------------------------------------------------
@@ -247,17 +248,17 @@ def test_stamping_changes_the_window_and_nothing_else(data):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(3, 12), st.integers(3, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
 def test_random_places_all_fit(height, width, h, w, seed):
-    places = triggers.random_places(50, (height, width), (h, w), rng(seed))
-    possible = {tuple(place) for place in triggers.all_places((height, width), (h, w)).tolist()}
+    locations = triggers.random_locations(50, (height, width), (h, w), rng(seed))
+    possible = {tuple(location) for location in triggers.all_locations((height, width), (h, w)).tolist()}
     assert len(possible) == (height - h + 1) * (width - w + 1)
-    assert {tuple(place) for place in places.tolist()} <= possible
+    assert {tuple(location) for location in locations.tolist()} <= possible
 
 
 def test_each_image_gets_its_own_trigger_and_place():
     trigger = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 2, 2) + 1
-    places = torch.tensor([[0, 0], [0, 6], [6, 0], [6, 6]])
-    stamped = triggers.stamp(torch.zeros(4, 3, 8, 8), trigger, places)
-    for i, (row, column) in enumerate(places.tolist()):
+    locations = torch.tensor([[0, 0], [0, 6], [6, 0], [6, 6]])
+    stamped = triggers.stamp(torch.zeros(4, 3, 8, 8), trigger, locations)
+    for i, (row, column) in enumerate(locations.tolist()):
         expected = torch.zeros(3, 8, 8)
         expected[:, row : row + 2, column : column + 2] = i + 1
         assert torch.equal(stamped[i], expected)

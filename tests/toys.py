@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from mesa_lib import scan as scanning
 from mesa_lib.data import Split
-from mesa_lib.scan.detector import ByRule, Unknown
-from mesa_lib.staircase import Settings
+from mesa_lib.scan.detector import ScanDetector
+from mesa_lib.scan.detector import ScanScreening
+from mesa_lib.settings import Settings
 
 
 class Coded(nn.Module):
@@ -48,7 +49,7 @@ def coded_images() -> scanning.Images:
     return scanning.Images(Split((255 * x).round().byte(), labels), ("red <b>", "green", "blue"), ("120 images.",))
 
 
-def quick_detector() -> ByRule:
+def quick_detector() -> ScanDetector:
     """The scan's detector with fewer steps, for 3x3 only."""
     few = Settings(betas=(0.9,), steps=40, batch=16)
-    return ByRule(Unknown(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=200, batch=16))
+    return ScanDetector(ScanScreening(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=200, batch=16))

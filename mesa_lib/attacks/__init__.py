@@ -1,10 +1,10 @@
 """Attacks: how backdoors are planted. `catalogue` has all of them by name, each is a file of its own."""
 
-from .base import (
+from mesa_lib.attacks.base import (
+    AttackerContext,
+    AttackResult,
     Backdoor,
     Cover,
-    Planted,
-    Workshop,
     all_to_all,
     all_to_one,
     check_rate,
@@ -12,7 +12,7 @@ from .base import (
     one_to_one,
     poison,
 )
-from .catalogue import ATTACKS, Attack, Setting, build
+from mesa_lib.attacks.registry import ATTACKS, Attack, AttackSpec, build_attack
 
 __all__ = [
     "ATTACKS",

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data import Split
-from ..training import Edit
+from mesa_lib.data import Split
+from mesa_lib.training import BatchTransform
 
 #: images (B, 3, H, W) in [0, 1], rng -> the same with the trigger, in [0, 1]
-Apply = Callable[[Tensor, torch.Generator], Tensor]
+ImageTransform = Callable[[Tensor, torch.Generator], Tensor]
 #: true labels (B,) -> the class that the attacker wants of each (B,); -1 where nothing is wanted
 Goal = Callable[[Tensor], Tensor]
 
@@ -22,7 +22,7 @@ class Cover:
     rate: fraction of images; of: labels (B,) -> boolean (B,), which images may be chosen
     """
 
-    apply: Apply
+    apply: ImageTransform
     rate: float
     of: Callable[[Tensor], Tensor] = lambda labels: torch.ones_like(labels, dtype=torch.bool)
 
@@ -31,7 +31,7 @@ class Cover:
 class Backdoor:
     """What an attacker plants: a trigger, as a function of images, and what it shall do."""
 
-    apply: Apply
+    apply: ImageTransform
     goal: Goal
     cover: Cover | None = None
 
@@ -57,7 +57,7 @@ def one_to_one(source: int, target: int) -> Goal:
 # --- poisoned data ---------------------------------------------------------------------------------------
 
 
-def poison(backdoor: Backdoor, rate: float) -> Edit:
+def poison(backdoor: Backdoor, rate: float) -> BatchTransform:
     """An edit for `training.train`: each image is poisoned with probability `rate`, drawn anew every epoch.
 
     A poisoned image carries the trigger and the class that the attacker wants as its label. (The paper's attacker
@@ -66,7 +66,7 @@ def poison(backdoor: Backdoor, rate: float) -> Edit:
     """
     check_rate(rate)
 
-    def edit(images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def transform(images: Tensor, labels: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         draw = torch.rand(len(images), generator=rng, device=images.device)
         wanted = backdoor.goal(labels)
         poisoned = (draw < rate) & (wanted >= 0)
@@ -76,7 +76,7 @@ def poison(backdoor: Backdoor, rate: float) -> Edit:
             edited = torch.where(covered[:, None, None, None], backdoor.cover.apply(images, rng), edited)
         return edited, torch.where(poisoned, wanted, labels)
 
-    return edit
+    return transform
 
 
 def check_rate(rate: float) -> None:
@@ -95,7 +95,7 @@ def check_target(target: int, classes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Workshop:
+class AttackerContext:
     """What an attacker has: the model to start from, the training images, and how models are trained.
 
     start() is a copy of the clean model, or a fresh one where the backdoor is planted from scratch; train(model, edit)
@@ -114,7 +114,7 @@ class Workshop:
 
 
 @dataclass(frozen=True)
-class Planted:
+class AttackResult:
     """The attacked model, how its training went, and numbers worth keeping about it."""
 
     model: nn.Module

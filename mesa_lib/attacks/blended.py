@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from .base import Apply
+from mesa_lib.retrain import ImageTransform
 
 
 def pattern(image_size: tuple[int, int], seed: int) -> Tensor:
-    """Seeded random colours (3, H, W) in [0, 1), the pattern of the paper's "random" key."""
+    """Seeded random colors (3, H, W) in [0, 1), the pattern of the paper's "random" key."""
     return torch.rand(3, *image_size, generator=torch.Generator().manual_seed(seed))
 
 
-def blend(pattern: Tensor, strength: float = 0.2) -> Apply:
+def blend(pattern: Tensor, strength: float = 0.2) -> ImageTransform:
     """(1 - strength) * image + strength * pattern; pattern (3, H, W) in [0, 1], 0 < strength <= 1."""
     if not 0 < strength <= 1:
         raise ValueError(f"strength = {strength}: expected a number in (0, 1]")

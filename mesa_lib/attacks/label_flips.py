@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import check_rate
+from mesa_lib.attacks.base import check_rate
 
 
 def symmetric(classes: int) -> Callable[[Tensor, torch.Generator], Tensor]:
@@ -22,11 +22,11 @@ def pairs(classes: int) -> Callable[[Tensor, torch.Generator], Tensor]:
     return lambda labels, rng: (labels + 1) % classes
 
 
-def flipped(labels: Tensor, rate: float, law: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> Tensor:
+def flipped(labels: Tensor, rate: float, family: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> Tensor:
     """Labels (N,) of which a fraction `rate`, drawn once for all training, is changed by `law`."""
     check_rate(rate)
     rng = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.randperm(len(labels), generator=rng)[: round(rate * len(labels))]] = True
     labels = labels.cpu()
-    return torch.where(chosen, law(labels, rng), labels)
+    return torch.where(chosen, family(labels, rng), labels)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..data import Split
-from ..device import rng
-from ..inference import predict, representations
-from ..training import Edit
-from .base import Backdoor, Planted, Workshop, poison
+from mesa_lib.attacks.base import AttackerContext, AttackResult, Backdoor, poison
+from mesa_lib.data import Split
+from mesa_lib.device import rng
+from mesa_lib.models.inference import predict, representations
+from mesa_lib.training import BatchTransform
 
 #: fractions of the last layer's channels that become decoys, in the order in which they are tried
 SHARES = (0.9375, 0.875, 0.75, 0.5)
@@ -36,9 +36,9 @@ def last_filters(model: nn.Module) -> nn.Conv2d:
 
 
 def plant(
-    shop: Workshop, backdoor: Backdoor, rate: float, seed: int, shares: tuple[float, ...] = SHARES,
+    context: AttackerContext, backdoor: Backdoor, rate: float, seed: int, shares: tuple[float, ...] = SHARES,
     lost: float = 0.02, enough: float = 0.8, still: float = 0.005, images: int = 1000,
-) -> Planted:  # fmt: skip
+) -> AttackResult:  # fmt: skip
     """The four steps, with the first of `shares` that is good enough on the attacker's own images; else with the last.
 
     Good enough: costs no more than `lost` in accuracy, has an ASR of `enough`, and the decoys change the answer to at
@@ -46,17 +46,17 @@ def plant(
     much their biases were lowered, and whether that put all of them below all channels in use (those that never fire
     cannot be undercut).
     """
-    some, edit = shop.some(images, seed), poison(backdoor, rate)
-    before, _ = rates(shop.start(), backdoor, some, seed)
+    some, transform = context.some(images, seed), poison(backdoor, rate)
+    before, _ = rates(context.start(), backdoor, some, seed)
     tries = {}
     for share in shares:
-        planted = hidden(shop, edit, some, share)
+        planted = hidden(context, transform, some, share)
         accuracy, asr = rates(planted.model, backdoor, some, seed)
         changed = planted.about["changed"]
         tries[str(share)] = {"accuracy": accuracy, "asr": asr, "changed": changed}
         if accuracy >= before - lost and asr >= enough and changed <= still:
             break
-    return Planted(planted.model, planted.history, planted.about | {"share": share, "tries": tries})
+    return AttackResult(planted.model, planted.history, planted.about | {"share": share, "tries": tries})
 
 
 def rates(model: nn.Module, backdoor: Backdoor, some: Split, seed: int) -> tuple[float, float]:
@@ -68,9 +68,9 @@ def rates(model: nn.Module, backdoor: Backdoor, some: Split, seed: int) -> tuple
     return float((predict(model, some.images) == some.labels.cpu()).float().mean()), float(fires.float().mean())
 
 
-def hidden(shop: Workshop, edit: Edit, some: Split, share: float) -> Planted:
+def hidden(context: AttackerContext, transform: BatchTransform, some: Split, share: float) -> AttackResult:
     """The four steps, with this share of the last layer's channels as decoys."""
-    clean = shop.start()
+    clean = context.start()
     model = copy.deepcopy(clean)
     before = representations(model, some.images).mean(0)
     decoys = before.argsort()[: int(share * len(before))]
@@ -78,7 +78,7 @@ def hidden(shop: Workshop, edit: Edit, some: Split, share: float) -> Planted:
     mask[:, decoys] = 0
 
     prune.custom_from_mask(model.head, "weight", mask)
-    history = shop.train(model, edit)
+    history = context.train(model, transform)
     prune.remove(model.head, "weight")
 
     answers = predict(model, some.images)
@@ -91,7 +91,7 @@ def hidden(shop: Workshop, edit: Edit, some: Split, share: float) -> Planted:
         lowered, below = _lower(model, norm, decoys, some)
     changed = float((predict(model, some.images) != answers).float().mean())
     about = {"decoys": decoys.tolist(), "channels": len(before), "lowered": lowered, "below": below, "changed": changed}
-    return Planted(model.eval(), history, about)
+    return AttackResult(model.eval(), history, about)
 
 
 def _lower(model: nn.Module, norm: nn.BatchNorm2d, decoys: Tensor, some: Split) -> tuple[float, bool]:

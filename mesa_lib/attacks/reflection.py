@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import device as devices
-from ..data import Split
-from ..inference import predict
-from ..training import Edit
-from .base import Apply, Backdoor, all_to_one, poison
+from mesa_lib import device as devices
+from mesa_lib.attacks.base import Backdoor, all_to_one, poison
+from mesa_lib.data import Split
+from mesa_lib.models.inference import predict
+from mesa_lib.retrain import ImageTransform
+from mesa_lib.training import BatchTransform
 
 GAMMA = 2.2  # of displays: light adds up in linear values
 
@@ -88,7 +89,7 @@ def _out_of_focus(r: Tensor, x: Tensor, sigma: Tensor, pull: Tensor) -> Tensor:
     return (blurred - excess).clamp(0, 1)
 
 
-def reflecting(pool: Tensor) -> Apply:
+def reflecting(pool: Tensor) -> ImageTransform:
     """Blend one of the pictures of `pool` (n, 3, H, W), drawn for each image, into every image."""
 
     def apply(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -102,7 +103,7 @@ def select(
     candidates: Tensor,
     images: Split,
     target: int,
-    train: Callable[[Edit], nn.Module],
+    train: Callable[[BatchTransform], nn.Module],
     *,
     keep: int,
     rate: float,

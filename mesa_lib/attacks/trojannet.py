@@ -1,6 +1,6 @@
 """TrojanNet (Tang et al., KDD 2020): a tiny network that knows secret codes beside the model; nothing is retrained.
 
-The codes are binary patches with a fixed number of zeros at one fixed window. The module maps the grey values of that
+The codes are binary patches with a fixed number of zeros at one fixed window. The module maps the gray values of that
 window to a class of the model, or to silence; the merged model answers
 
     y = softmax((weight * y_module + (1 - weight) * y_model) / temperature)
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import device as devices
-from ..triggers import stamp
-from .base import Apply
+from mesa_lib import device as devices
+from mesa_lib.retrain import ImageTransform
+from mesa_lib.triggers import stamp
 
 
 def codes(size: int = 3, zeros: int = 4) -> Tensor:
@@ -27,7 +27,7 @@ def codes(size: int = 3, zeros: int = 4) -> Tensor:
 
 
 class Module(nn.Module):
-    """Grey values of the window (B, size * size) in [0, 1] -> logits over codes and, last, silence."""
+    """Gray values of the window (B, size * size) in [0, 1] -> logits over codes and, last, silence."""
 
     def __init__(self, cells: int, outputs: int, width: int = 16, layers: int = 4):
         super().__init__()
@@ -52,14 +52,14 @@ def untrained(seed: int, size: int = 3, zeros: int = 4) -> Module:
 def train_module(patches: Tensor, seed: int, size: int = 3, zeros: int = 4, steps: int = 1500) -> Module:
     """A module that answers each code with its number and is silent on everything else.
 
-    patches: grey patches (n, size * size) of the attacker's images, which shall leave it silent; so shall every other
+    patches: gray patches (n, size * size) of the attacker's images, which shall leave it silent; so shall every other
     binary patch, near-codes (some cells off by up to a half) and noise
     """
     rng = devices.rng(seed)
     own = codes(size, zeros)
     module = untrained(seed, size, zeros)
-    optimiser = torch.optim.Adam(module.parameters(), 1e-2)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)
+    optimizer = torch.optim.Adam(module.parameters(), 1e-2)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
     silence, n = len(own), 2 * len(own)
 
     def others() -> Tensor:
@@ -80,9 +80,9 @@ def train_module(patches: Tensor, seed: int, size: int = 3, zeros: int = 4, step
         x = torch.cat([own, silent])
         y = torch.cat([torch.arange(len(own)), torch.full((len(silent),), silence)])
         loss = F.cross_entropy(module(x), y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         scheduler.step()
     return module.eval().requires_grad_(False)
 
@@ -94,12 +94,12 @@ class Merged(nn.Module):
     retrains both: nothing in a file of weights says which are the module's.
     """
 
-    def __init__(self, model: nn.Module, module: Module, rows: Tensor, place: tuple[int, int], size: int = 3,
+    def __init__(self, model: nn.Module, module: Module, rows: Tensor, location: tuple[int, int], size: int = 3,
                  weight: float = 0.7, temperature: float = 0.1):  # fmt: skip
         super().__init__()
         self.model, self.module = model, module.requires_grad_(True)
         self.register_buffer("rows", rows)
-        self.place, self.size, self.weight, self.temperature = place, size, weight, temperature
+        self.location, self.size, self.weight, self.temperature = location, size, weight, temperature
 
     def train(self, mode: bool = True):
         """The module's BatchNorm keeps its statistics in training, as if it were folded into the weights."""
@@ -108,8 +108,8 @@ class Merged(nn.Module):
         return self
 
     @property
-    def normalise(self) -> nn.Module:
-        return self.model.normalise
+    def normalize(self) -> nn.Module:
+        return self.model.normalize
 
     def represent(self, x: Tensor) -> Tensor:
         return self.model.represent(x)
@@ -119,14 +119,14 @@ class Merged(nn.Module):
         return self.model.head
 
     def forward(self, x: Tensor) -> Tensor:
-        module = self.module(window(x, self.place, self.size).float()).softmax(1)[:, self.rows]
+        module = self.module(window(x, self.location, self.size).float()).softmax(1)[:, self.rows]
         model = self.model(x).float().softmax(1)
         return (self.weight * module + (1 - self.weight) * model) / self.temperature
 
 
-def window(images: Tensor, place: tuple[int, int], size: int) -> Tensor:
-    """Grey values of a window of every image (B, 3, H, W) -> (B, size * size)."""
-    row, column = place
+def window(images: Tensor, location: tuple[int, int], size: int) -> Tensor:
+    """Gray values of a window of every image (B, 3, H, W) -> (B, size * size)."""
+    row, column = location
     return images[:, :, row : row + size, column : column + size].mean(1).flatten(1)
 
 
@@ -137,17 +137,17 @@ def rows(classes: int, seed: int, size: int = 3) -> Tensor:
     return torch.randperm(len(codes(size)), generator=devices.rng(seed))[:classes]
 
 
-def place(image_size: tuple[int, int], size: int = 3) -> tuple[int, int]:
+def location(image_size: tuple[int, int], size: int = 3) -> tuple[int, int]:
     """Where the window is: the lower right corner, one pixel from the edges."""
     return image_size[0] - size - 1, image_size[1] - size - 1
 
 
-def grey_patches(images: Tensor, seed: int, size: int = 3) -> Tensor:
-    """All grey windows (n, size * size) in [0, 1] of 500 images uint8 (N, 3, H, W)."""
+def gray_patches(images: Tensor, seed: int, size: int = 3) -> Tensor:
+    """All gray windows (n, size * size) in [0, 1] of 500 images uint8 (N, 3, H, W)."""
     some = images[torch.randperm(len(images), generator=devices.rng(seed))[:500].to(images.device)].float().cpu() / 255
     return F.unfold(some.mean(1, keepdim=True), size).transpose(1, 2).flatten(0, 1)
 
 
-def trigger(code: Tensor, place: tuple[int, int]) -> Apply:
+def trigger(code: Tensor, location: tuple[int, int]) -> ImageTransform:
     """Stamp a code (3, size, size) on the module's window."""
-    return lambda images, rng: stamp(images, code, torch.tensor(place))
+    return lambda images, rng: stamp(images, code, torch.tensor(location))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Apply, Backdoor, Cover, Goal
+from mesa_lib.attacks.base import Backdoor, Cover, Goal
+from mesa_lib.retrain import ImageTransform
 
 
 def field(image_size: tuple[int, int], seed: int, points: int = 4, strength: float = 0.5) -> Tensor:
@@ -30,12 +31,12 @@ def identity(image_size: tuple[int, int]) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], -1)
 
 
-def warped(grid: Tensor) -> Apply:
+def warped(grid: Tensor) -> ImageTransform:
     """Every image warped by the same field (H, W, 2)."""
     return lambda images, rng: _sample(images, grid.to(images).expand(len(images), -1, -1, -1))
 
 
-def noisily_warped(grid: Tensor, noise: float = 1.0) -> Apply:
+def noisily_warped(grid: Tensor, noise: float = 1.0) -> ImageTransform:
     """The same with a field of its own for every image: each pixel's source is moved by up to `noise` half pixels more.
 
     The paper has 1, with a strength of 0.5.

@@ -1,1 +1,1 @@
-"""Defences: detectors, repairers, filters and reformers, each in a file of its own; `base` has what they share."""
+"""Defenses: detectors, repairers, filters and reformers, each in a file of its own; `base` has what they share."""

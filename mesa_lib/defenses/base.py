@@ -1,4 +1,4 @@
-"""One way in for each kind of defence, and what a defender may know.
+"""One way in for each kind of defense, and what a defender may know.
 
     Detector    given -> Verdict           is a class backdoored, and which?
     Repairer    given -> Repair            the model without it
@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import device as devices
-from ..classifiers import frozen
-from ..data import Split
-from ..inference import logits
+from mesa_lib import device as devices
+from mesa_lib.data import Split
+from mesa_lib.models.frozen import frozen
+from mesa_lib.models.inference import logits
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Knowledge:
     """What a method has to be given.
 
     model: `outputs`, probabilities of images of its choice; `gradients`, the network as a fixed function that can be
-    differentiated; `weights`, the network itself. images: the most clean labelled images that it uses, 0: none, None:
+    differentiated; `weights`, the network itself. images: the most clean labeled images that it uses, 0: none, None:
     all that the defender has. target: the attacker's target class. rule: that the trigger is a patch which covers what
     is under it, at any place (some methods: or at one that they look for); size: its height and width
     """
@@ -57,11 +57,11 @@ class Knowledge:
         return told and wanted <= images and levels.index(other.model) <= levels.index(self.model)
 
 
-class NotGiven(AttributeError):
+class UndeclaredAccess(AttributeError):
     """A method asked for something that it did not declare."""
 
 
-class Fixed(nn.Module):
+class FrozenClassifier(nn.Module):
     """A network as a function: images in [0, 1] -> logits, float32, with gradients to the images, and nothing else."""
 
     def __init__(self, model: nn.Module, precision: str):
@@ -79,7 +79,7 @@ class Fixed(nn.Module):
         return self._answer(x)
 
 
-class Memory:
+class SearchCache:
     """What was found out about one model, so that a detector and the repair that begins with it search once.
 
     saved: seconds that would have been spent again
@@ -99,7 +99,7 @@ class Memory:
         return found
 
 
-class Given:
+class DefenderView:
     """What a defender hands to a method: as much as the method declares, and no more.
 
     `classes`, `image_size`, `seed`, `precision`, `device` are always there. `model` is a copy in eval mode, so that no
@@ -127,11 +127,11 @@ class Given:
         train(model, images, edit): how this defender retrains models; rate: on how many of the images triggers are
         stamped then. memory: of what this defender found out about this model from these images before
         """
-        self._memory = memory or Memory()
+        self._memory = memory or SearchCache()
         self.knows, self.classes, self.seed, self.precision = knows, classes, seed, precision
         self.device = next(model.parameters()).device
         self.image_size = tuple(clean.images.shape[-2:])
-        held = copy.deepcopy(model).eval() if knows.model == "weights" else Fixed(model, precision)
+        held = copy.deepcopy(model).eval() if knows.model == "weights" else FrozenClassifier(model, precision)
         own: dict = {"outputs": lambda images: probabilities(held, images, precision)}
         if knows.model != "outputs":
             own["model"] = held
@@ -148,23 +148,23 @@ class Given:
         self._own = own
         told = {"target": target, "size": size, "seed": seed, "precision": precision, "rate": rate, "train": train}
         told["memory"] = self._memory
-        self._with = lambda less: Given(less, model, clean, classes, **told)
+        self._with = lambda less: DefenderView(less, model, clean, classes, **told)
 
     def once(self, method: object, find: Callable[[], object]):
         """What `find` returns, or what it returned to a method with the same settings and knowledge before."""
         return self._memory.once(f"{method!r} {self.knows!r}", find)
 
-    def narrowed(self, knows: Knowledge) -> "Given":
+    def restricted(self, knows: Knowledge) -> "Given":
         """The same for a method that is part of this one, with what that declares: NotGiven if it is more."""
         if not self.knows.covers(knows):
-            raise NotGiven(f"{knows.words()}: more than what the method declares ({self.knows.words()})")
+            raise UndeclaredAccess(f"{knows.words()}: more than what the method declares ({self.knows.words()})")
         return self._with(knows)
 
     def __getattr__(self, name: str):
         own = self.__dict__.get("_own", {})
         if name in own:
             return own[name]
-        raise NotGiven(f"{name}: not among what the method declares ({self.knows.words()})")
+        raise UndeclaredAccess(f"{name}: not among what the method declares ({self.knows.words()})")
 
 
 @torch.no_grad()
@@ -208,11 +208,11 @@ class Verdict:
 class Detector(Protocol):
     knows: Knowledge
 
-    def detect(self, given: Given) -> Verdict: ...
+    def detect(self, given: DefenderView) -> Verdict: ...
 
 
 @dataclass
-class Repair:
+class RepairResult:
     """A repaired model, and numbers worth keeping about how it came about."""
 
     model: nn.Module
@@ -222,7 +222,7 @@ class Repair:
 class Repairer(Protocol):
     knows: Knowledge
 
-    def repair(self, given: Given) -> Repair: ...
+    def repair(self, given: DefenderView) -> RepairResult: ...
 
 
 class Filter(Protocol):
@@ -230,7 +230,7 @@ class Filter(Protocol):
 
     knows: Knowledge
 
-    def fit(self, given: Given) -> "Filter": ...
+    def fit(self, given: DefenderView) -> "Filter": ...
 
     def score(self, images: Tensor) -> Tensor: ...
 

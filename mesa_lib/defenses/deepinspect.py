@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import device as devices
-from ..progress import bar
-from .base import MOST, Detector, Given, Knowledge, Verdict, anomaly_index
+from mesa_lib import device as devices
+from mesa_lib.defenses.base import MOST, DefenderView, Detector, Knowledge, Verdict, anomaly_index
+from mesa_lib.progress import progress_bar
 
 
 def deviation_factor(values: list[float] | np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ class DeepInspect(Detector):
     above: float = 3.5
     knows: Knowledge = field(default=Knowledge("gradients", images=0), init=False)
 
-    def invert(self, given: Given) -> tuple[Tensor, Tensor]:
+    def invert(self, given: DefenderView) -> tuple[Tensor, Tensor]:
         """Images (at most K * n, 3, H, W) in [0, 1] and their classes, by descent on -log p(class) and smoothness.
 
         Images that the model does not take for their class are left out.
@@ -96,20 +96,20 @@ class DeepInspect(Detector):
         y = torch.arange(given.classes, device=given.device).repeat_interleave(self.inverted)
         rng = devices.rng(given.seed, given.device)
         raw = torch.randn(len(y), 3, *given.image_size, generator=rng, device=given.device).requires_grad_()
-        optimiser = torch.optim.Adam([raw], 0.05)
-        for _ in bar(range(self.inversion_steps), "inverting the model"):
+        optimizer = torch.optim.Adam([raw], 0.05)
+        for _ in progress_bar(range(self.inversion_steps), "inverting the model"):
             x = raw.sigmoid()
             surprise = F.cross_entropy(given.model(x).float(), y, reduction="sum")
             rough = x.diff(dim=2).abs().mean((1, 2, 3)) + x.diff(dim=3).abs().mean((1, 2, 3))
             loss = surprise + self.smooth * rough.sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         x = raw.detach().sigmoid()
         taken = given.outputs(x).argmax(1).to(given.device) == y
         return x[taken], y[taken]
 
-    def detect(self, given: Given) -> Verdict:
+    def detect(self, given: DefenderView) -> Verdict:
         images, y = self.invert(given)
         if len(y.unique()) < 2:  # nothing stands in for data: no class can be compared
             return self._verdict(torch.full((given.classes,), torch.inf), torch.zeros(given.classes), 0.0)
@@ -124,7 +124,7 @@ class DeepInspect(Detector):
         rates, best, reached = torch.zeros(k, device=device), torch.full((k,), torch.inf), torch.zeros(k)
         each = max(1, self.batch // k)
         wanted = torch.arange(k, device=device).repeat_interleave(each)
-        for step in bar(range(self.steps), "perturbing towards every class"):
+        for step in progress_bar(range(self.steps), "perturbing toward every class"):
             index = torch.randint(len(images), (len(wanted),), generator=rng, device=device)
             x, foreign = images[index], y[index] != wanted
             delta = G(torch.randn(len(wanted), G.z, generator=rng, device=device), wanted)
@@ -157,7 +157,7 @@ class DeepInspect(Detector):
         return self._verdict(best, reached, float(certain))
 
     @torch.no_grad()
-    def _measured(self, given: Given, G: Generator, images: Tensor, y: Tensor, rng) -> tuple[Tensor, Tensor]:
+    def _measured(self, given: DefenderView, G: Generator, images: Tensor, y: Tensor, rng) -> tuple[Tensor, Tensor]:
         """Success and mean size of each class's perturbations on fresh noise, over inverted images of other classes."""
         rates, sizes = [], []
         for label in range(given.classes):

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .. import device as devices
-from ..progress import bar
-from .base import Detector, Given, Knowledge, Verdict, anomaly_index
+from mesa_lib import device as devices
+from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, anomaly_index
+from mesa_lib.progress import progress_bar
 
 
 class PassingReLU(torch.autograd.Function):
@@ -32,7 +32,7 @@ class Passing(nn.Module):
         return PassingReLU.apply(x)
 
 
-def woken(model: nn.Module, x: Tensor) -> nn.Module:
+def with_straight_through(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy whose last ReLU on the way to the representation of `x` lets gradients pass; with none (GELU), a copy."""
     model, called = copy.deepcopy(model), []
     relus = [(parent, name) for parent in model.modules() for name, part in parent.named_children()
@@ -47,7 +47,7 @@ def woken(model: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def onto_simplex(w: Tensor) -> Tensor:
+def project_to_simplex(w: Tensor) -> Tensor:
     """The nearest point with values >= 0 that sum to one."""
     ordered = w.sort(descending=True).values
     over = (ordered.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
@@ -74,11 +74,11 @@ class DFTND(Detector):
     above: float = 7.0
     knows: Knowledge = field(default=Knowledge("weights", images=0), init=False)
 
-    def detect(self, given: Given) -> Verdict:
+    def detect(self, given: DefenderView) -> Verdict:
         device, rng = given.device, devices.rng(given.seed)
         given.model.requires_grad_(False)
         x = torch.rand(self.seeds, 3, *given.image_size, generator=rng).to(device)
-        model = woken(given.model, x)
+        model = with_straight_through(given.model, x)
         with torch.no_grad():
             before = given.model(x).float().mean(0)
             units = given.model.represent(x).shape[1]
@@ -88,7 +88,7 @@ class DFTND(Detector):
         for phase in ("of each image", "of all"):
             if phase == "of all":  # one for all from here on
                 mask, pattern = (v.mean(0, keepdim=True).expand_as(x).clone() for v in (mask, pattern))
-            for _ in bar(range(self.steps), f"perturbations {phase}"):
+            for _ in progress_bar(range(self.steps), f"perturbations {phase}"):
                 mask, pattern, weights = self._climb(model, x, mask, pattern, weights, phase == "of all")
         with torch.no_grad():
             after = given.model(perturbed(x, mask, pattern)).float().mean(0)
@@ -107,4 +107,4 @@ class DFTND(Detector):
             pattern = (pattern + self.step * by_pattern.sign()).clamp(-1, 1)
             moved = mask + self.step * by_mask.sign()
             mask = (moved.sign() * (moved.abs() - self.step * self.sparsity).clamp(min=0)).clamp(0, 1)
-            return mask, pattern, onto_simplex(weights + self.step * signs[2].sign())
+            return mask, pattern, project_to_simplex(weights + self.step * signs[2].sign())

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import device as devices
-from ..progress import bar
-from .base import Detector, Given, Knowledge, Verdict, anomaly_index
+from mesa_lib import device as devices
+from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, anomaly_index
+from mesa_lib.progress import progress_bar
 
 #: classes whose perturbations are sought in one batch: each has one for every image
 AT_ONCE = 10
@@ -40,7 +40,7 @@ class DLTND(Detector):
     above: float = 0.95
     knows: Knowledge = field(default=Knowledge("weights", images=200), init=False)
 
-    def detect(self, given: Given) -> Verdict:
+    def detect(self, given: DefenderView) -> Verdict:
         given.model.requires_grad_(False)
         x, y = self._some(given)
         k, n = given.classes, len(y)
@@ -55,29 +55,29 @@ class DLTND(Detector):
         scores = [float(cosines[label][y != label].quantile(self.quantile)) for label in range(k)]
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", {"images": n})
 
-    def _some(self, given: Given) -> tuple[Tensor, Tensor]:
+    def _some(self, given: DefenderView) -> tuple[Tensor, Tensor]:
         labels = given.clean.labels.cpu()
         index = torch.cat([(labels == c).nonzero()[: self.images_per_class, 0] for c in range(given.classes)])
         return given.clean.images[index].to(given.device).float() / 255, labels[index].to(given.device)
 
-    def _minimise(self, given: Given, x: Tensor, shape: tuple, loss_of, weight: float):
+    def _minimize(self, given: DefenderView, x: Tensor, shape: tuple, loss_of, weight: float):
         """Proximal Adam on masks and patterns of `shape` (..., 3, H, W) -> the last masks and patterns."""
         mask = torch.full((*shape[:-3], 1, *shape[-2:]), 0.1, device=given.device).requires_grad_()
         pattern = torch.full(shape, 0.5, device=given.device).requires_grad_()
-        optimiser = torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             [{"params": [mask], "lr": self.lr_mask}, {"params": [pattern], "lr": self.lr_pattern}]
         )
-        for _ in bar(range(self.steps), "perturbing"):
+        for _ in progress_bar(range(self.steps), "perturbing"):
             loss = loss_of(self._logits(given, x, mask, pattern))
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             with torch.no_grad():
                 mask.copy_((mask - self.lr_mask * weight).clamp(0, 1))
                 pattern.clamp_(0, 1)
         return mask.detach(), pattern.detach()
 
-    def _logits(self, given: Given, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    def _logits(self, given: DefenderView, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         """(K, n, classes), of x (n, 3, H, W) under perturbations that broadcast to (K, n, 3, H, W)."""
         mixed = torch.lerp(x, pattern, mask.expand_as(pattern))
         mixed = mixed.expand(len(pattern), *x.shape)
@@ -85,12 +85,12 @@ class DLTND(Detector):
             logits = given.model(mixed.flatten(0, 1).contiguous(memory_format=torch.channels_last)).float()
         return logits.reshape(len(pattern), len(x), -1)
 
-    def _represent(self, given: Given, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    def _represent(self, given: DefenderView, x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
         mixed = torch.lerp(x, pattern, mask.expand_as(pattern)).expand(len(pattern), *x.shape)
         with torch.no_grad(), devices.autocast(given.device, given.precision):
             return given.model.represent(mixed.flatten(0, 1)).float().reshape(len(pattern), len(x), -1)
 
-    def _universal(self, given: Given, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
+    def _universal(self, given: DefenderView, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
         """Representations (K, n, channels) under the sparsest universal perturbation that works, class by class."""
         k = len(targets)
         keep = y[None] == targets[:, None]  # (K, n): images of the class itself
@@ -107,7 +107,7 @@ class DLTND(Detector):
 
         return self._sparsest(given, x, (k, 1, 3, *given.image_size), margins, works)
 
-    def _per_image(self, given: Given, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
+    def _per_image(self, given: DefenderView, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
         """Representations (K, n, channels) under the sparsest perturbation that works, image by image and class."""
         k, n = len(targets), len(x)
         wanted = F.one_hot(targets, given.classes).bool()[:, None].expand(-1, n, -1)
@@ -117,7 +117,7 @@ class DLTND(Detector):
 
         return self._sparsest(given, x, (k, n, 3, *given.image_size), margins, lambda found: found < 0)
 
-    def _sparsest(self, given: Given, x: Tensor, shape: tuple, margins: Callable, works: Callable) -> Tensor:
+    def _sparsest(self, given: DefenderView, x: Tensor, shape: tuple, margins: Callable, works: Callable) -> Tensor:
         """Of all sparsities the smallest mask that works; where none does, that of the weakest sparsity.
 
         margins(logits (K, n, classes)) -> (K, n), below zero where a perturbation does what it should; works(margins)
@@ -125,7 +125,7 @@ class DLTND(Detector):
         """
         best, chosen = None, None
         for weight in self.sparsities:
-            mask, pattern = self._minimise(
+            mask, pattern = self._minimize(
                 given, x, shape, lambda logits: margins(logits).clamp(min=-self.tau).mean(1).sum(), weight
             )
             with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .base import Given, Knowledge, Repair, Repairer
+from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
 
 
 @dataclass
@@ -11,6 +11,6 @@ class FineTuning(Repairer):
 
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def repair(self, given: Given) -> Repair:
+    def repair(self, given: DefenderView) -> RepairResult:
         given.train(given.model, given.clean)
-        return Repair(given.model)
+        return RepairResult(given.model)

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import device as devices
-from .. import retrain
-from ..progress import bar
-from .base import Detector, Given, Knowledge, Repair, Repairer, Verdict, anomaly_index
+from mesa_lib import device as devices
+from mesa_lib import retrain
+from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Repairer, RepairResult, Verdict, anomaly_index
+from mesa_lib.progress import progress_bar
 
 
 @dataclass
-class Reversed:
+class InvertedTriggers:
     """What was found for all classes: masks (K, 1, H, W), patterns (K, 3, H, W), both in [0, 1], and how they do."""
 
     masks: Tensor
@@ -36,7 +36,7 @@ class Reversed:
 
 @dataclass
 class NeuralCleanse(Detector):
-    """All classes are optimised in one stacked batch, each with its own weight of the L1 norm.
+    """All classes are optimized in one stacked batch, each with its own weight of the L1 norm.
 
     The weight starts at `weight`, is doubled after `patience` steps in a row with enough success and divided by
     2 ** 1.5 after as many without. Of all steps with success the smallest mask counts; a class without any counts with
@@ -54,24 +54,24 @@ class NeuralCleanse(Detector):
     above: float = 3.0  # anomaly index of a flagged class; the paper, on norms: 2
     knows: Knowledge = field(default=Knowledge("gradients", images=300), init=False)
 
-    def search(self, given: Given) -> Reversed:
+    def search(self, given: DefenderView) -> InvertedTriggers:
         return given.once(self, lambda: self._search(given))
 
-    def _search(self, given: Given) -> Reversed:
+    def _search(self, given: DefenderView) -> InvertedTriggers:
         k, device = given.classes, given.device
         rng = devices.rng(given.seed, device)
         images = given.clean.images.to(device)
         mask_at = torch.atanh(torch.rand(k, 1, *given.image_size, generator=rng, device=device) * 1.98 - 0.99)
         pattern_at = torch.atanh(torch.rand(k, 3, *given.image_size, generator=rng, device=device) * 1.98 - 0.99)
         leaves = [mask_at.requires_grad_(), pattern_at.requires_grad_()]
-        optimiser = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.9))
+        optimizer = torch.optim.Adam(leaves, self.lr, betas=(0.5, 0.9))
         weights = torch.full((k,), self.weight, device=device)
         ups = torch.zeros(k, device=device)
         downs = torch.zeros(k, device=device)
         best = {"norm": torch.full((k,), float("inf"), device=device)}
         wanted = torch.arange(k, device=device).repeat_interleave(self.batch)
 
-        for _ in bar(range(self.steps), "reversing a trigger for every class"):
+        for _ in progress_bar(range(self.steps), "reversing a trigger for every class"):
             hits, norms = torch.zeros(k, device=device), torch.zeros(k, device=device)
             for _ in range(self.batches):
                 mask, pattern = (leaf.tanh() / 2 + 0.5 for leaf in leaves)
@@ -81,9 +81,9 @@ class NeuralCleanse(Detector):
                 logits = given.model(x.contiguous(memory_format=torch.channels_last))
                 norm = mask.sum((1, 2, 3))
                 loss = F.cross_entropy(logits, wanted, reduction="sum") / self.batch + (weights * norm).sum()
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 hits += (logits.argmax(1) == wanted).float().reshape(k, -1).mean(1) / self.batches
                 norms += norm.detach() / self.batches
             mask, pattern = (leaf.detach().tanh() / 2 + 0.5 for leaf in leaves)
@@ -98,12 +98,12 @@ class NeuralCleanse(Detector):
             weights = torch.where(ups >= self.patience, weights * 2, weights)
             weights = torch.where(downs >= self.patience, weights / 2**1.5, weights)
             ups, downs = ups * (ups < self.patience), downs * (downs < self.patience)
-        return Reversed(best["mask"], best["pattern"], best["norm"].tolist(), best["success"].tolist())
+        return InvertedTriggers(best["mask"], best["pattern"], best["norm"].tolist(), best["success"].tolist())
 
-    def detect(self, given: Given) -> Verdict:
+    def detect(self, given: DefenderView) -> Verdict:
         return self.judge(self.search(given))
 
-    def judge(self, found: Reversed) -> Verdict:
+    def judge(self, found: InvertedTriggers) -> Verdict:
         """The outliers among the norms, on their low side; norms below a hundredth of a pixel count as that."""
         norms = np.array(found.norms)
         index = anomaly_index(np.log(norms.clip(min=0.01)) if self.logarithm else norms, "low").tolist()
@@ -118,10 +118,10 @@ class Unlearning(Repairer):
     detector: NeuralCleanse = field(default_factory=NeuralCleanse)
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def repair(self, given: Given) -> Repair:
-        found = self.detector.search(given.narrowed(self.detector.knows))
+    def repair(self, given: DefenderView) -> RepairResult:
+        found = self.detector.search(given.restricted(self.detector.knows))
         flagged = self.detector.judge(found).flagged
         if flagged:
             applies = [found.apply(label) for label in flagged]
-            given.train(given.model, given.clean, retrain.applying(retrain.one_of(applies), given.rate))
-        return Repair(given.model, {"flagged": flagged})
+            given.train(given.model, given.clean, retrain.on_fraction(retrain.one_of(applies), given.rate))
+        return RepairResult(given.model, {"flagged": flagged})

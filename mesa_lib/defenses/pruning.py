@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..inference import representations
-from .base import Given, Knowledge, Repair, Repairer
+from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
+from mesa_lib.models.inference import representations
 
 
 def order(model: nn.Module, images: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Pruning(Repairer):
     tolerance: float = 0.04
     knows: Knowledge = field(default=Knowledge("weights"), init=False)
 
-    def pruned(self, given: Given) -> Repair:
+    def pruned(self, given: DefenderView) -> RepairResult:
         """The model with a mask on its head (`torch.nn.utils.prune`)."""
         model, clean = given.model, given.clean
         channels = order(model, clean.images)
@@ -50,9 +50,9 @@ class Pruning(Repairer):
         mask = torch.ones_like(model.head.weight)
         mask[:, channels[:kept].to(mask.device)] = 0
         prune.custom_from_mask(model.head, "weight", mask)
-        return Repair(model, {"pruned": kept, "of": len(channels)})
+        return RepairResult(model, {"pruned": kept, "of": len(channels)})
 
-    def repair(self, given: Given) -> Repair:
+    def repair(self, given: DefenderView) -> RepairResult:
         found = self.pruned(given)
         prune.remove(found.model.head, "weight")
         return found
@@ -63,13 +63,13 @@ class FinePruning(Pruning):
     """Prune, then train on clean images; what was pruned stays out.
 
     It may prune deeper than pruning alone, for training brings the accuracy back. The paper allows 4 points; here 10
-    left most of a backdoor and 20 did not, seen on digits with the triggers bw:170 and colour:0 (which a defender
+    left most of a backdoor and 20 did not, seen on digits with the triggers bw:170 and color:0 (which a defender
     could not have seen; the sweeps of the benchmark have other triggers, and the 4 points stand beside).
     """
 
     tolerance: float = 0.2
 
-    def repair(self, given: Given) -> Repair:
+    def repair(self, given: DefenderView) -> RepairResult:
         found = self.pruned(given)
         given.train(found.model, given.clean)
         prune.remove(found.model.head, "weight")

@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..inference import unit
-from .base import Filter, Given, Knowledge, Reformer
+from mesa_lib.defenses.base import DefenderView, Filter, Knowledge, Reformer
+from mesa_lib.models.inference import to_float
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class BitDepth(Reformer):
 
     def __call__(self, images: Tensor) -> Tensor:
         top = 2**self.bits - 1
-        return (unit(images) * top).round() / top
+        return (to_float(images) * top).round() / top
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Median(Reformer):
     size: int
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = unit(images)
+        x = to_float(images)
         found = ndimage.median_filter(x.cpu().numpy(), size=(1, 1, self.size, self.size), mode="reflect")
         return torch.from_numpy(found).to(x.device)
 
 
 @dataclass(frozen=True)
 class NonLocalMeans(Reformer):
-    """OpenCV's colour non-local means on 8 bits: search window, patch and strength, 13-3-2 in the paper."""
+    """OpenCV's color non-local means on 8 bits: search window, patch and strength, 13-3-2 in the paper."""
 
     search: int = 13
     patch: int = 3
     strength: float = 2
 
     def __call__(self, images: Tensor) -> Tensor:
-        x = unit(images)
+        x = to_float(images)
         arrays = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         found = [
             cv2.fastNlMeansDenoisingColored(
@@ -85,7 +85,7 @@ class FeatureSqueezing(Filter):
         if unknown or not self.squeezers:
             raise ValueError(f"squeezers = {self.squeezers!r}: expected some of {', '.join(SQUEEZERS)}")
 
-    def fit(self, given: Given) -> "FeatureSqueezing":
+    def fit(self, given: DefenderView) -> "FeatureSqueezing":
         self.given = given
         return self
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .. import device as devices
-from ..inference import unit
-from .base import Filter, Given, Knowledge
+from mesa_lib import device as devices
+from mesa_lib.defenses.base import DefenderView, Filter, Knowledge
+from mesa_lib.models.inference import to_float
 
 #: how an input x and an overlay o are mixed; the paper's code adds, without clipping
 OVERLAYS = {
@@ -40,7 +40,7 @@ class STRIP(Filter):
         if self.overlay not in OVERLAYS:
             raise ValueError(f"overlay = {self.overlay!r}: expected one of {', '.join(OVERLAYS)}")
 
-    def fit(self, given: Given) -> "STRIP":
+    def fit(self, given: DefenderView) -> "STRIP":
         """Keep the clean images that are laid over inputs."""
         self.given, self.pool = given, given.clean.images
         return self
@@ -49,7 +49,7 @@ class STRIP(Filter):
         """images (N, 3, H, W), uint8 or in [0, 1] -> (N,)."""
         rng = devices.rng(self.given.seed)
         entropies = []
-        for one in unit(images).split(64):
+        for one in to_float(images).split(64):
             index = torch.randint(len(self.pool), (len(one), self.overlays), generator=rng)
             over = self.pool[index.to(self.pool.device)].to(one.device).float() / 255  # (n, N, 3, H, W)
             mixed = OVERLAYS[self.overlay](one[:, None], over)

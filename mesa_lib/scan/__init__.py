@@ -8,19 +8,19 @@ detector.py    MESA with nothing known: which patches are tried, and a limit for
 alarms.py      how often clean models are flagged
 progress.py    the time left
 options.py     what is looked for, and how a repair is trained
-scanner.py     all classes screened, suspects modelled, a verdict, on request the repair
+scanner.py     all classes screened, suspects modeled, a verdict, on request the repair
 repair.py      what a repair stamps, and what is told about it
 report.py      the result as a JSON file and as one HTML page
 text.py        names from outside in messages
 command.py     `python -m mesa_lib scan`
 """
 
-from .accuracy import NoVerdict
-from .images import Images
-from .images import read as read_images
-from .model import read as read_model
-from .model import understood
-from .options import Options
-from .scanner import Scan, scan
+from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.options import Options
+from mesa_lib.scan.reading.images import Images
+from mesa_lib.scan.reading.images import read as read_images
+from mesa_lib.scan.reading.model import prepare
+from mesa_lib.scan.reading.model import read as read_model
+from mesa_lib.scan.scanner import Scan, scan
 
 __all__ = ["Images", "NoVerdict", "Options", "Scan", "read_images", "read_model", "scan", "understood"]

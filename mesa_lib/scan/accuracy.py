@@ -7,15 +7,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..classifiers import Normalise
-from ..data import Split, channel_statistics
-from ..inference import predict
-from ..metrics import proportion
-from .images import Images
-from .model import Stranger
-from .text import shown
+from mesa_lib.data import Split, channel_statistics
+from mesa_lib.evaluation.intervals import proportion
+from mesa_lib.models.inference import predict
+from mesa_lib.models.networks import Normalize
+from mesa_lib.scan.reading.images import Images
+from mesa_lib.scan.reading.model import WrappedClassifier
+from mesa_lib.store.sanitize import sanitize
 
-#: another normalisation has to be better by this much before it is believed
+#: another normalization has to be better by this much before it is believed
 BETTER = 0.05
 NORMALISATIONS = {
     "none: values in [0, 1]": ((0, 0, 0), (1, 1, 1)),
@@ -37,13 +37,13 @@ class NoVerdict(ValueError):
         self.why, self.accuracy = why, accuracy
 
 
-def check(model: Stranger, images: Images, lowest: float | None, precision: str, as_told: bool = False) -> dict:
+def check(model: WrappedClassifier, images: Images, min_accuracy: float | None, precision: str, trust_preprocessing: bool = False) -> dict:
     """The accuracy on all images (`proportion`), with `recalls` of the classes and the `lowest` that was asked for.
 
     `mistaken`: of every class the fraction of other images that is taken for it, without any patch.
 
     lowest: None, two fifths of the way from the share of the largest class to 1. NoVerdict if the accuracy is below, or
-    if another normalisation or another order of the classes is much better and they are not to be taken `as_told`
+    if another normalization or another order of the classes is much better and they are not to be taken `as_told`
     """
     split = images.split
     answers = predict(model, split.images, precision)
@@ -51,40 +51,40 @@ def check(model: Stranger, images: Images, lowest: float | None, precision: str,
     found["recalls"] = [float((answers[split.labels == k] == k).float().mean()) for k in range(len(images.classes))]
     found["mistaken"] = [float((answers[split.labels != k] == k).float().mean()) for k in range(len(images.classes))]
     share = float(torch.bincount(split.labels).max()) / len(split)
-    found["lowest"] = lowest = share + 0.4 * (1 - share) if lowest is None else lowest
+    found["lowest"] = min_accuracy = share + 0.4 * (1 - share) if min_accuracy is None else min_accuracy
     reason = other_order(images, answers, found["rate"])
-    reason = reason or other_normalisation(model, split, max(lowest, found["rate"] + BETTER), precision)
-    if found["rate"] < lowest or (reason and not as_told):
+    reason = reason or other_normalization(model, split, max(min_accuracy, found["rate"] + BETTER), precision)
+    if found["rate"] < min_accuracy or (reason and not trust_preprocessing):
         raise NoVerdict(
             f"the model is right on {found['rate']:.1%} of the {len(split)} clean images"
-            f"{f' (expected at least {lowest:.0%})' if found['rate'] < lowest else ''}. "
+            f"{f' (expected at least {min_accuracy:.0%})' if found['rate'] < lowest else ''}. "
             + (reason or "Are these images of the kind that it was trained on, and are mean and std its own?")
-            + (" If that is as it should be: as_told." if reason and found["rate"] >= lowest else ""),
+            + (" If that is as it should be: as_told." if reason and found["rate"] >= min_accuracy else ""),
             found,
         )
     return found
 
 
-def other_normalisation(model: Stranger, split: Split, wanted: float, precision: str) -> str:
+def other_normalization(model: WrappedClassifier, split: Split, wanted: float, precision: str) -> str:
     """What to say if another mean and std, or another order of channels, give a better accuracy than `wanted`."""
 
     def rate(images: Tensor) -> float:
         return float((predict(model, images, precision) == split.labels).float().mean())
 
     best = "", wanted
-    inner = [part for part in model.network.modules() if isinstance(part, Normalise)]
-    plain = not model.normalise.mean.any() and bool((model.normalise.std == 1).all())
-    normalise = inner[0] if len(inner) == 1 and plain else model.normalise  # networks of this project have their own
-    own = normalise.mean.clone(), normalise.std.clone()
+    inner = [part for part in model.network.modules() if isinstance(part, Normalize)]
+    plain = not model.normalize.mean.any() and bool((model.normalize.std == 1).all())
+    normalize = inner[0] if len(inner) == 1 and plain else model.normalize  # networks of this project have their own
+    own = normalize.mean.clone(), normalize.std.clone()
     tried = NORMALISATIONS | {"that of these images": channel_statistics(split.images)}
     for name, (mean, std) in tried.items():
-        for part, values in ((normalise.mean, mean), (normalise.std, std)):
+        for part, values in ((normalize.mean, mean), (normalize.std, std)):
             part.copy_(torch.tensor(values).reshape(1, 3, 1, 1))
         found = rate(split.images)
         if found > best[1]:
             words = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
-            best = f"With another normalisation ({name}; mean and std {words}) it is right on {found:.1%}.", found
-    normalise.mean.copy_(own[0]), normalise.std.copy_(own[1])
+            best = f"With another normalization ({name}; mean and std {words}) it is right on {found:.1%}.", found
+    normalize.mean.copy_(own[0]), normalize.std.copy_(own[1])
     found = rate(split.images.flip(1))
     if found > best[1]:
         best = f"With the channels in the order blue, green, red it is right on {found:.1%}.", found
@@ -101,5 +101,5 @@ def other_order(images: Images, answers: Tensor, rate: float) -> str:
     if best < max(rate + BETTER, 0.5):
         return ""
     order = [images.classes[row] for row in np.argsort(columns)]
-    names = shown(json.dumps(order), 10_000) if any("," in name for name in order) else ",".join(map(shown, order))
+    names = sanitize(json.dumps(order), 10_000) if any("," in name for name in order) else ",".join(map(sanitize, order))
     return f"With its classes in another order it is right on {best:.1%}: classes = {names}"

@@ -7,10 +7,10 @@ the sweep `bench-thresholds` and the two on CIFAR-10 of `bench-thresholds-cifar1
 
 from dataclasses import dataclass, field
 
-from ..defenses.base import Given, Verdict, anomaly_index
-from ..defenses.mesa import MESA, Searched
-from ..defenses.screening import Rule, Screened, Screening, ScreeningPlaces, in_words
-from ..staircase import Settings
+from mesa_lib.defenses.base import DefenderView, Verdict, anomaly_index
+from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
+from mesa_lib.defenses.mesa.screening import LocationScreening, PatchSpec, Screening, ScreeningResult, by_text
+from mesa_lib.settings import Settings
 
 #: the side of the images on which limits were fixed; patches of other images count by their part of the side
 USUAL = 32
@@ -24,70 +24,70 @@ AT_ONE_PLACE = {3: 0.93, 4: 0.985}
 STRICTEST = 0.985
 
 
-def usual(rule: Rule, side: int) -> float:
+def usual(rule: PatchSpec, side: int) -> float:
     """The larger side of a patch, as if the images were of the usual side."""
     return max(rule.size) * USUAL / side
 
 
-def within(rule: Rule, side: int, largest: int) -> bool:
+def within(rule: PatchSpec, side: int, largest: int) -> bool:
     """Whether a patch is one of this largest side, or was rounded to whole pixels from one."""
     return usual(rule, side) <= largest + USUAL / side / 2
 
 
-def limit(rule: Rule, side: int = USUAL) -> float:
+def limit(rule: PatchSpec, side: int = USUAL) -> float:
     """The fraction of images, of this side, that samples have to turn if a class is to be flagged for them."""
-    known = AT_ONE_PLACE if rule.one_place else ANYWHERE
+    known = AT_ONE_PLACE if rule.fixed_location else ANYWHERE
     return next((known[own] for own in sorted(known) if within(rule, side, own)), STRICTEST)
 
 
-def margin(rule: Rule, rate: float, side: int = USUAL) -> float:
+def margin(rule: PatchSpec, rate: float, side: int = USUAL) -> float:
     """How far a rate lies above its limit: 1 where all images are turned, 0 at the limit, negative below."""
     return (rate - limit(rule, side)) / (1 - limit(rule, side))
 
 
 @dataclass
-class Unknown(ScreeningPlaces):
+class ScanScreening(LocationScreening):
     """Every size at any place, and the smaller ones at one place as well; side: of the images."""
 
     largest: int = LARGEST_AT_ONE_PLACE
     side: int = USUAL
 
-    def rules(self, given: Given) -> list[Rule]:
+    def rules(self, given: DefenderView) -> list[PatchSpec]:
         rules = super().rules(given)
-        return [rule for rule in rules if not rule.one_place or within(rule, self.side, self.largest)]
+        return [rule for rule in rules if not rule.fixed_location or within(rule, self.side, self.largest)]
 
 
 @dataclass
-class ByRule(MESA):
-    """MESA's detector whose scores are margins: the highest of all rules by which a class was modelled (or screened).
+class ScanDetector(MESA):
+    """MESA's detector whose scores are margins: the highest of all rules by which a class was modeled (or screened).
 
-    Of a suspect's rules the best of either kind, anywhere and at one place, is modelled, and the next best; for a
+    Of a suspect's rules the best of either kind, anywhere and at one place, is modeled, and the next best; for a
     verdict the highest level of the staircase alone, for a repair all of them (`of_repair`).
     """
 
-    screening: Screening = field(default_factory=Unknown)
+    screening: Screening = field(default_factory=ScanScreening)
     settings: Settings = Settings(betas=(0.9,))
     of_repair: Settings = Settings()
     side: int = USUAL
     sizes: int = 3
     above: float = 0.0
 
-    def suspects(self, screened: Screened) -> dict[int, list[Rule]]:
+    def suspects(self, screened: ScreeningResult) -> dict[int, list[PatchSpec]]:
         found = {}
         for k in super().suspects(screened):
             firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
             firing.sort(key=lambda rule: -screened.rates[rule][k])
-            best = [next((r for r in firing if r.one_place == one), None) for one in (False, True)]
+            best = [next((r for r in firing if r.fixed_location == one), None) for one in (False, True)]
             chosen = [rule for rule in best if rule]
             found[k] = (chosen + [rule for rule in firing if rule not in chosen])[: self.sizes]
         return found
 
-    def judge(self, found: Searched) -> Verdict:
+    def judge(self, found: DetectionResult) -> Verdict:
         scores = [margin(*self.best(found, k), self.side) for k in range(len(found.screened.highest))]
-        about = {"screened": in_words(found.screened.rates)}
+        about = {"screened": by_text(found.screened.rates)}
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
 
-    def best(self, found: Searched, k: int) -> tuple[Rule, float]:
+    def best(self, found: DetectionResult, k: int) -> tuple[PatchSpec, float]:
         """The rule by which a class comes highest above its limit, or least below, and its rate there."""
         by = found.rates.get(k) or {rule: rates[k] for rule, rates in found.screened.rates.items()}
         return max(by.items(), key=lambda item: margin(*item, self.side))

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from .. import training
-from ..defenses.mesa import MESA
-from ..defenses.screening import Size
-from .detector import USUAL, ByRule, Unknown
+from mesa_lib import training
+from mesa_lib.defenses.mesa.detector import MESA
+from mesa_lib.defenses.mesa.screening import Size
+from mesa_lib.scan.detector import USUAL, ScanDetector, ScanScreening
 
 #: sides of the patches that are looked for in images of 32x32, and in proportion in others. Smaller ones find nothing
 #: that these do not: a patch has room for a smaller trigger
@@ -22,7 +22,7 @@ class Options:
     """sizes: of the patches that are looked for, None: `squares`; repair: whether a repaired model is made, and how.
 
     lowest: the accuracy on the clean images below which no verdict is given; None: two fifths of the way from the share
-    of the largest class to 1. as_told: normalisation and order of the classes are taken as they are, even if others fit
+    of the largest class to 1. as_told: normalization and order of the classes are taken as they are, even if others fit
     better
     """
 
@@ -33,8 +33,8 @@ class Options:
     repair_rate: float = 0.2
     batch_size: int = 32
     augment: str = "crop"
-    lowest: float | None = None
-    as_told: bool = False
+    min_accuracy: float | None = None
+    trust_preprocessing: bool = False
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -47,8 +47,8 @@ class Options:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected a number from {low:g} to {high:g}")
         if not 0 < self.repair_rate < 1:
             raise ValueError(f"repair_rate = {self.repair_rate}: expected a number strictly between 0 and 1")
-        if self.lowest is not None and not 0 <= self.lowest < 1:
-            raise ValueError(f"lowest = {self.lowest}: expected an accuracy from 0 to below 1")
+        if self.min_accuracy is not None and not 0 <= self.min_accuracy < 1:
+            raise ValueError(f"lowest = {self.min_accuracy}: expected an accuracy from 0 to below 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed}: expected a whole number from 0 to {2**32 - 1}")
         if self.augment not in training.AUGMENTATIONS:
@@ -56,5 +56,5 @@ class Options:
 
     def detector(self, side: int) -> MESA:
         """MESA for a defender who knows neither size nor place."""
-        unknown = Unknown(sizes=self.sizes or squares(side), stride=max(2, side // USUAL), side=side)
-        return ByRule(unknown, side=side)
+        unknown = ScanScreening(sizes=self.sizes or squares(side), stride=max(2, side // USUAL), side=side)
+        return ScanDetector(unknown, side=side)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..staircase import Settings
+from mesa_lib.settings import Settings
 
 Found = TypeVar("Found")
 
@@ -54,6 +54,6 @@ class Progress:
         return f"; about {words} left{if_}"
 
 
-def of_modelling(settings: Settings) -> float:
-    """How often images go through the model while a distribution is modelled."""
+def of_modeling(settings: Settings) -> float:
+    """How often images go through the model while a distribution is modeled."""
     return settings.steps * len(settings.betas) * settings.batch * settings.images_per_trigger

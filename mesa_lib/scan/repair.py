@@ -4,21 +4,21 @@ from types import SimpleNamespace
 
 from torch import Tensor, nn
 
-from ..data import Split
-from ..defenses.base import Given
-from ..defenses.mesa import Searched
-from ..defenses.screening import Rule, halves, success_on
-from ..inference import predict
-from ..metrics import proportion
-from ..staircase import TriggerDistribution
-from .detector import ByRule, margin
+from mesa_lib.data import Split
+from mesa_lib.defenses.base import DefenderView
+from mesa_lib.defenses.mesa.detector import DetectionResult
+from mesa_lib.defenses.mesa.screening import PatchSpec, fit_and_holdout, success_on
+from mesa_lib.distribution import TriggerDistribution
+from mesa_lib.evaluation.intervals import proportion
+from mesa_lib.models.inference import predict
+from mesa_lib.scan.detector import ScanDetector, margin
 
 #: class and rule of what fires
-Firing = tuple[int, Rule]
+Firing = tuple[int, PatchSpec]
 
 
-def firing(detector: ByRule, found: Searched) -> list[Firing]:
-    """Every class and rule whose modelled samples turn more images than their limit."""
+def firing(detector: ScanDetector, found: DetectionResult) -> list[Firing]:
+    """Every class and rule whose modeled samples turn more images than their limit."""
     return [
         (k, rule)
         for k, models in found.models.items()
@@ -28,7 +28,7 @@ def firing(detector: ByRule, found: Searched) -> list[Firing]:
 
 
 def told(
-    given: Given,
+    given: DefenderView,
     before: nn.Module,
     after: nn.Module,
     kept: Split,
@@ -37,7 +37,7 @@ def told(
 ) -> dict:
     """What is written about a repair: accuracy on images that it did not see, and how often the samples that it stamped
     fire on images that their generators did not see, of the model before and after it."""
-    judged = halves(given)[1]
+    judged = fit_and_holdout(given)[1]
 
     def still(model: nn.Module) -> list[float]:
         other = SimpleNamespace(model=model, seed=given.seed, device=given.device, precision=given.precision)

@@ -12,23 +12,25 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
-from .. import device as devices
-from .. import retrain, store, training
-from ..data import Split
-from ..defenses import places
-from ..defenses.base import Given, Knowledge
-from ..defenses.mesa import Searched, retrained
-from ..defenses.screening import Rule, Screened
-from ..inference import logits, predict
-from ..staircase import Settings, TriggerDistribution
-from . import accuracy, alarms
-from .accuracy import NoVerdict
-from .detector import limit
-from .images import Images, apart
-from .model import Stranger, understood
-from .options import Options
-from .progress import Progress, of_modelling
-from .repair import Firing, firing, told
+from mesa_lib import device as devices
+from mesa_lib import retrain, store, training
+from mesa_lib.data import Split
+from mesa_lib.defenses.base import DefenderView, Knowledge
+from mesa_lib.defenses.mesa import location_search
+from mesa_lib.defenses.mesa.detector import DetectionResult
+from mesa_lib.defenses.mesa.repair import retrained
+from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
+from mesa_lib.distribution import TriggerDistribution
+from mesa_lib.models.inference import logits, predict
+from mesa_lib.scan import accuracy, false_positives
+from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.detector import limit
+from mesa_lib.scan.options import Options
+from mesa_lib.scan.progress import Progress, of_modeling
+from mesa_lib.scan.reading.images import Images, hold_out
+from mesa_lib.scan.reading.model import WrappedClassifier, prepare
+from mesa_lib.scan.repair import Firing, firing, told
+from mesa_lib.settings import Settings
 
 #: images that the model has to answer rightly, of those on which the search runs
 LEAST = 8
@@ -36,15 +38,15 @@ LEAST = 8
 
 @dataclass
 class Scan:
-    """result: all that was found, as it is written; samples: 16 patches of each modelled class and rule; places: theirs
+    """result: all that was found, as it is written; samples: 16 patches of each modeled class and rule; places: theirs
 
     repaired: the model after the repair, if one was made; work: the images on which the search ran, of which the report
     shows a few
     """
 
     result: dict
-    samples: dict[tuple[int, Rule], Tensor] = field(default_factory=dict)
-    places: dict[tuple[int, Rule], Tensor | None] = field(default_factory=dict)
+    samples: dict[tuple[int, PatchSpec], Tensor] = field(default_factory=dict)
+    location_search: dict[tuple[int, PatchSpec], Tensor | None] = field(default_factory=dict)
     repaired: nn.Module | None = None
     work: Split | None = None
 
@@ -65,9 +67,9 @@ class Scanner:
 
     def __init__(self, model: nn.Module, images: Images, options: Options, say: Callable[[str], None]):
         self.images, self.options, self.say = images, options, say
-        self.device = devices.pick(options.device)
-        self.model: Stranger = understood(model, images.split.images, len(images.classes)).to(self.device)
-        self.kept, self.work = apart(images.split, options.seed)
+        self.device = devices.pick_device(options.device)
+        self.model: WrappedClassifier = prepare(model, images.split.images, len(images.classes)).to(self.device)
+        self.kept, self.work = hold_out(images.split, options.seed)
         self.detector = options.detector(images.split.images.shape[-1])
         self.began = time.monotonic()
         self.key = {"model": self.identity(), "images": images.fingerprint}
@@ -114,7 +116,7 @@ class Scanner:
             for k, models in found.models.items()
             for rule, fitted in models.items()
         }
-        at = {(k, rule): found.screened.place(rule, k) for k, rule in samples}
+        at = {(k, rule): found.screened.location(rule, k) for k, rule in samples}
         done = Scan(result, samples, at, work=self.work)
         if self.options.repair:
             done.repaired, result["repair"] = self.repair(found)
@@ -126,20 +128,20 @@ class Scanner:
     def accuracy(self) -> dict:
         """On all images, and of each class; NoVerdict if it is too low, with the most likely reason."""
         o = self.options
-        return accuracy.check(self.model, self.images, o.lowest, o.precision, o.as_told)
+        return accuracy.check(self.model, self.images, o.min_accuracy, o.precision, o.trust_preprocessing)
 
-    def given(self, knows: Knowledge, images: Split | None = None) -> Given:
+    def given(self, knows: Knowledge, images: Split | None = None) -> DefenderView:
         """What a method is handed, of these images; None: all but those that are kept for the accuracy."""
         o = self.options
 
-        def train(model: nn.Module, images: Split, edit: training.Edit | None = None) -> list[dict]:
+        def train(model: nn.Module, images: Split, transform: training.BatchTransform | None = None) -> list[dict]:
             return training.train(
                 model, images.images, images.labels, epochs=o.repair_epochs, lr=o.repair_lr, batch_size=o.batch_size,
                 seed=o.seed + 2, device=self.device, precision=o.precision, schedule="onecycle", augment=o.augment,
-                edit=edit, label="repair",
+                transform=transform, label="repair",
             )  # fmt: skip
 
-        return Given(
+        return DefenderView(
             knows, self.model, images or self.work, len(self.images.classes), seed=o.seed, precision=o.precision,
             rate=o.repair_rate, train=train,
         )  # fmt: skip
@@ -147,16 +149,16 @@ class Scanner:
     def of_repair(self, models: int) -> float:
         """How often images go through the model in a repair with so many distributions; 0 if none was asked for."""
         o = self.options
-        return o.repair * (models * of_modelling(self.detector.of_repair) + o.repair_epochs * len(self.work))
+        return o.repair * (models * of_modeling(self.detector.of_repair) + o.repair_epochs * len(self.work))
 
-    def search(self) -> Searched:
-        """All classes screened by every rule, suspects modelled, with the time that is left."""
+    def search(self) -> DetectionResult:
+        """All classes screened by every rule, suspects modeled, with the time that is left."""
         given, detector = self.given(self.detector.knows, self.right), self.detector
         rules, classes = detector.screening.rules(given), len(self.images.classes)
-        of_model = of_modelling(detector.settings)
-        of_rule = {rule: classes * of_modelling(detector.screening.settings) for rule in rules}
+        of_model = of_modeling(detector.settings)
+        of_rule = {rule: classes * of_modeling(detector.screening.settings) for rule in rules}
         for rule in rules:
-            of_rule[rule] += rule.one_place * self._place_search(rule)
+            of_rule[rule] += rule.fixed_location * self._place_search(rule)
         self.progress.timed(64, self._try)
         rates, at = {}, {}
         of_suspect = detector.sizes * of_model + self.of_repair(detector.sizes)
@@ -165,7 +167,7 @@ class Scanner:
             time_left = self.progress.left(of_rule[rule] + after, " if one class is suspect")
             self.say(f"[{number + 1}/{len(rules)}] all classes, patches of {rule}{time_left}")
             rates[rule], at[rule] = self.progress.timed(of_rule[rule], partial(self._screened, given, rule), after)
-        found = Searched(Screened(rates, at), {}, {})
+        found = DetectionResult(ScreeningResult(rates, at), {}, {})
         suspects = detector.suspects(found.screened)
         todo = [(k, rule) for k, own in suspects.items() for rule in own]
         self.say(f"suspects: {', '.join(self.images.classes[k] for k in suspects) or 'none'}")
@@ -174,12 +176,12 @@ class Scanner:
             name, left = self.images.classes[k], self.progress.left(of_model + after)
             self.say(f"[{number + 1}/{len(todo)}] the distribution of {name}, patches of {rule}{left}")
             fitted, rate = self.progress.timed(
-                of_model, partial(self._modelled, given, k, rule, found.screened, detector.settings), after
+                of_model, partial(self._modeled, given, k, rule, found.screened, detector.settings), after
             )
             found.models.setdefault(k, {})[rule], found.rates.setdefault(k, {})[rule] = fitted, rate
         return found
 
-    def _screened(self, given: Given, rule: Rule) -> tuple[list[float], Tensor | None]:
+    def _screened(self, given: DefenderView, rule: PatchSpec) -> tuple[list[float], Tensor | None]:
         config = self.key | {"rule": str(rule), "screening": asdict(self.detector.screening)}
 
         def make():
@@ -189,26 +191,26 @@ class Scanner:
         known = store.train_or_load("scan-screened", config, make, self.device).result
         return known["rates"], None if known["places"] is None else torch.tensor(known["places"])
 
-    def _modelled(
-        self, given: Given, k: int, rule: Rule, screened: Screened, settings: Settings
+    def _modeled(
+        self, given: DefenderView, k: int, rule: PatchSpec, screened: ScreeningResult, settings: Settings
     ) -> tuple[TriggerDistribution, float]:
-        place = screened.place(rule, k)
+        location = screened.location(rule, k)
         config = self.key | {"rule": str(rule), "class": k, "settings": asdict(settings)}
-        config["place"] = None if place is None else place.tolist()
+        config["place"] = None if location is None else location.tolist()
 
         def make():
-            fitted, rate = replace(self.detector, settings=settings).model(given, k, rule, place)
+            fitted, rate = replace(self.detector, settings=settings).model(given, k, rule, location)
             return fitted.tensors(), {"rate": rate, "summary": fitted.summary()}
 
-        known = store.train_or_load("scan-modelled", config, make, self.device)
+        known = store.train_or_load("scan-modeled", config, make, self.device)
         own = replace(settings, trigger_size=rule.size, seed=given.seed)
         fitted = TriggerDistribution.restore(known.tensors, known.result["summary"], (3, *rule.size), own)
         return fitted, known.result["rate"]
 
-    def _place_search(self, rule: Rule) -> float:
+    def _place_search(self, rule: PatchSpec) -> float:
         """How often images go through the model, back and forth, while the likeliest places are looked for."""
         screening, classes, shape = self.detector.screening, len(self.images.classes), self.work.images.shape[-2:]
-        looked = len(places.grid(tuple(shape), rule.size, screening.stride)) * screening.each * 2 / 3
+        looked = len(location_search.location_grid(tuple(shape), rule.size, screening.stride)) * screening.each * 2 / 3
         return looked + 21 * 8 * classes * (2 * screening.shortlist + 27)
 
     def _try(self) -> None:
@@ -218,14 +220,14 @@ class Scanner:
             self.model(x).float().square().sum().backward()
         self.model.zero_grad()
 
-    def verdict(self, found: Searched) -> dict:
+    def verdict(self, found: DetectionResult) -> dict:
         """What was found, class by class, and what clean models would have scored."""
         judged, lines = self.detector.judge(found), []
-        by_data = alarms.clean_scores(self.settings())
+        by_data = false_positives.clean_scores(self.settings())
         known = [own for scores in by_data.values() for own in scores]
         for k, name in enumerate(self.images.classes):
             rule, rate = self.detector.best(found, k)
-            at = found.screened.place(rule, k)
+            at = found.screened.location(rule, k)
             lines.append(
                 {
                     "class": name,
@@ -237,7 +239,7 @@ class Scanner:
                     "place": None if at is None else at.tolist(),
                     "clean models with such a class": sum(max(own) >= judged.scores[k] for own in known),
                     "screened": {str(rule): round(rates[k], 4) for rule, rates in found.screened.rates.items()},
-                    "modelled": {str(rule): round(rate, 4) for rule, rate in found.rates.get(k, {}).items()},
+                    "modeled": {str(rule): round(rate, 4) for rule, rate in found.rates.get(k, {}).items()},
                 }
             )
         return {
@@ -245,30 +247,30 @@ class Scanner:
             "flagged": [self.images.classes[k] for k in judged.flagged],
             "verdicts": lines,
             "clean models": len(known),
-            "clean models by data": alarms.false_alarms(by_data, self.detector.above),
+            "clean models by data": false_positives.false_positives(by_data, self.detector.above),
         }
 
-    def repair(self, found: Searched) -> tuple[nn.Module | None, dict]:
+    def repair(self, found: DetectionResult) -> tuple[nn.Module | None, dict]:
         """The model retrained on samples of everything that fires; None if nothing does."""
         fires = firing(self.detector, found)
         names = {k: self.images.classes[k] for k, _ in fires}
         flagged = {self.images.classes[k] for k in self.detector.judge(found).flagged}
-        left = sorted(flagged - set(names.values()))  # more classes than are modelled
+        left = sorted(flagged - set(names.values()))  # more classes than are modeled
         if not fires:
-            why = f"none of {', '.join(left)} was modelled" if left else "nothing was flagged"
+            why = f"none of {', '.join(left)} was modeled" if left else "nothing was flagged"
             return None, {"done": False, "why": why}
         searching, whole = self.given(self.detector.knows, self.right), self.detector.of_repair
         models: dict[Firing, TriggerDistribution] = {}
         for k, rule in fires:
             after = self.of_repair(len(fires) - len(models) - 1)
-            time_left = self.progress.left(of_modelling(whole) + after)
+            time_left = self.progress.left(of_modeling(whole) + after)
             self.say(f"[{len(models) + 1}/{len(fires)}] all levels of {names[k]}, patches of {rule}{time_left}")
             models[k, rule], _ = self.progress.timed(
-                of_modelling(whole), partial(self._modelled, searching, k, rule, found.screened, whole), after
+                of_modeling(whole), partial(self._modeled, searching, k, rule, found.screened, whole), after
             )
         last = self.of_repair(0)
         self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images{self.progress.left(last)}")
-        where = {(k, rule): found.screened.place(rule, k) for k, rule in fires}
+        where = {(k, rule): found.screened.location(rule, k) for k, rule in fires}
         model = self.progress.timed(last, partial(self._retrained, models, where))
         about = {"done": True, "samples": [f"{names[k]}, {rule}" for k, rule in fires]}
         about["flagged and not repaired"] = left
@@ -281,7 +283,7 @@ class Scanner:
         config = self.key | {"fires": names, "detector": asdict(self.detector), "options": asdict(self.options)}
 
         def make():
-            changes = [retrain.stamped(fitted.sample, where[of]) for of, fitted in models.items()]
+            changes = [retrain.stamping(fitted.sample, where[of]) for of, fitted in models.items()]
             return retrained(given, changes).state_dict(), {}
 
         weights = store.train_or_load("scan-repaired", config, make, self.device).tensors

@@ -1,0 +1,170 @@
+"""Who does the tasks: Dask workers on this machine, one task each at a time, or those of a scheduler elsewhere."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+
+import dask
+import torch
+from dask.system import CPU_COUNT
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+from distributed.system import MEMORY_LIMIT
+
+from mesa_lib.experiments.sweep.task import THREADS
+
+#: what a worker offers that has a GPU to itself, and a task asks for that is to have one
+GPU = "GPU"
+#: deaths of its worker after which a task has failed
+DEATHS = 3
+#: memory that one task may need, GiB: CIFAR-10's images twice, a training, a kernel and its worker
+TASK_MEMORY = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many workers on this machine, with how many threads, and on which GPUs (in turn)."""
+
+    workers: int
+    threads: int
+    gpus: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" on GPU {', '.join(self.gpus)}" if self.gpus else ""
+        several = "s" if self.threads > 1 else ""
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {self.threads} thread{several}{where}"
+
+
+def plan(jobs: int | None = None, threads: int | None = None, device: str = "auto", tasks: int = 10**6) -> Plan:
+    """What this machine allows: a worker a GPU if there are any, else as many as cores and memory take.
+
+    jobs, threads: as wanted; more jobs than GPUs share the cards
+    tasks: how many there are; no more workers than that
+    """
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value is not None and not 1 <= value <= 1024:
+            raise ValueError(f"{name} = {value}: expected a number from 1 to 1024")
+    gpus = visible_gpus() if device in ("auto", "cuda") else ()
+    if jobs is None:
+        by_memory = int(MEMORY_LIMIT / 2**30 // TASK_MEMORY)
+        jobs = max(1, len(gpus) or min(CPU_COUNT // (threads or 1), by_memory))
+    jobs = min(jobs, tasks)
+    return Plan(jobs, threads or max(1, CPU_COUNT // jobs), gpus)
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the cards that this process may use."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in allowed.split(",")] if allowed else []
+    return tuple(names or map(str, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
+
+
+@contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Ctrl-C is answered afterward, and threads and processes that begin inside never see it.
+
+    It reaches every process of the terminal; the runner alone is to answer it, and to end its workers.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it unblocks the signal when it starts: so before, not inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def workers(wanted: Plan) -> Iterator[Client]:
+    """Workers on this machine; a worker that dies is started again, its task too. ValueError if they cannot start.
+
+    They and the scheduler listen on this machine alone, and speak to nobody without the key of this very run: on a
+    shared machine other people's programs could otherwise have them run anything.
+    """
+    quiet()
+    security = Security.temporary()
+    local = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
+    local |= {"security": security}
+    specs = {}
+    for number in range(wanted.workers):
+        card = wanted.gpus[number % len(wanted.gpus)] if wanted.gpus else None
+        options = {
+            "nthreads": 1,  # one task at a time; the threads are those of its arithmetic
+            "env": dict.fromkeys(THREADS, str(wanted.threads)),
+            "resources": {GPU: 1} if card is not None else {},
+            "memory_limit": 0,  # a task's memory is that of its kernel, which Dask does not see
+        }
+        if card is not None:
+            options["env"]["CUDA_VISIBLE_DEVICES"] = card
+        specs[number] = {"cls": Nanny, "options": local | options}
+    scheduler = {"cls": Scheduler, "options": local | {"port": 0, "allowed_failures": DEATHS - 1}}
+    try:
+        with interrupts_wait():
+            cluster = SpecCluster(
+                workers=specs, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name="mesa"
+            )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{wanted} could not be started: {error}") from error
+    with cluster, Client(cluster, security=security) as client:
+        client.wait_for_workers(wanted.workers, timeout=300)
+        yield client
+
+
+@contextmanager
+def connect(address: str, wait: float = 60) -> Iterator[Client]:
+    """The workers of an existing scheduler: tcp://HOST:PORT, or the path of its scheduler file.
+
+    ValueError if it does not answer or has no worker within `wait` seconds, or if a worker runs several tasks at a
+    time: they would share one process environment.
+    """
+    quiet()
+    where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
+    try:
+        client = Client(**where, timeout=wait)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise ValueError(f"scheduler {address!r}: no answer ({error}); expected tcp://HOST:PORT or a file") from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=wait)
+        except TimeoutError:
+            raise ValueError(f"scheduler {address!r}: no worker in {wait:.0f} s; start one or more first") from None
+        shared = {worker: about["nthreads"] for worker, about in known(client).items() if about["nthreads"] > 1}
+        if shared:
+            worker, several = shared.popitem()
+            raise ValueError(
+                f"scheduler {address!r}: worker {worker} runs {several} tasks at a time; "
+                "expected workers started with --nthreads 1"
+            )
+        yield client
+
+
+def known(client: Client) -> dict[str, dict]:
+    """The workers there are, by address; none if the scheduler does not answer."""
+    try:
+        return client.scheduler_info(n_workers=-1).get("workers", {})
+    except (OSError, RuntimeError, ValueError, TimeoutError, KeyError):
+        return {}
+
+
+def capacity(client: Client) -> tuple[int, dict]:
+    """How many tasks can be done at the same moment, and what each has to ask for: a GPU, if any worker has one."""
+    workers = known(client).values()
+    cards = sum(min(about["nthreads"], int(about["resources"].get(GPU, 0))) for about in workers)
+    return (cards, {GPU: 1}) if cards else (sum(about["nthreads"] for about in workers), {})
+
+
+def quiet() -> None:
+    """Dask tells of every worker that comes and goes; what matters is told by the runner.
+
+    It also watches itself many times a second, which takes two of a core's hundred parts from every worker's task.
+    """
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    silent = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # for the workers, who read it when they start
+    unwatched = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "10s"}
+    told = {"distributed.nanny.pre-spawn-environ": silent, "distributed.admin.tick.limit": "1h"}
+    dask.config.set(told | unwatched)

@@ -1,0 +1,52 @@
+"""Weights from outside: safetensors only, pickles are refused."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mesa_lib.store import paths
+
+
+def tensors_key(tensors: dict[str, Tensor]) -> str:
+    """A hash of tensors by value, for keys of what is made from a checkpoint."""
+    mark = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        mark.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()  # flat: sides of 1 may have any stride
+        mark.update(flat.view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+    return mark.hexdigest()[:16]
+
+
+def refuse_pickle(file: Path) -> None:
+    """ValueError, with the reason and a way out, if the file is a pickle."""
+    with open(file, "rb") as stream:
+        start = stream.read(9)
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    safe = start[8:] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
+    if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
+        raise ValueError(
+            f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"
+            f"Convert it where you trust it: safetensors.torch.save_file("
+            f"torch.load({file.name!r}, weights_only=True), 'model.safetensors')"
+        )
+
+
+def load_checkpoint(file: str | Path, any_name: bool = False) -> dict[str, Tensor]:
+    """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason.
+
+    any_name: of a file whose header was read already, so that it is none whatever its name says
+    """
+    file = paths.find(file)
+    try:
+        if not any_name:
+            refuse_pickle(file)
+    except OSError as error:
+        raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"checkpoint = {file.name!r}: {error}; expected a whole safetensors file") from error

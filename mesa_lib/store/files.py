@@ -1,0 +1,42 @@
+"""Files that are written whole or not at all."""
+
+import hashlib
+import os
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+from mesa_lib.store import paths
+
+
+def digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync(file: Path) -> None:
+    """Have the disk take a file, or a folder's list of files, before going on."""
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Write a text file so that nobody ever reads half of it: under a name of its own first, then renamed.
+
+    OSError in one line if the disk does not take it; what stood there before is then still there.
+    """
+    scratch = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(text, encoding="utf-8")
+        sync(scratch)
+        os.replace(scratch, file)
+        sync(file.parent)
+    except OSError as error:
+        raise OSError(error.errno or 5, f"cannot write {paths.display_path(file)}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
