@@ -1,7 +1,7 @@
-"""The same procedure written plainly, as the released code works: what the speed figures are compared with.
+"""MESA written plainly, as the released code works: what the speed figures are compared with.
 
 float32, contiguous images, a classifier that keeps its weight gradients, a DataLoader, one level after the other, one
-place per batch. The networks, losses and numbers of steps are those of the `official` preset.
+location per batch. The networks, losses and numbers of steps are those of the `official` preset.
 """
 
 import torch
@@ -16,13 +16,13 @@ from mesa_lib.settings import PRESETS
 OFFICIAL = PRESETS["official"]
 
 
-def loader(split, batch: int = OFFICIAL.batch) -> DataLoader:
-    """Batches of float images and labels, drawn anew every epoch."""
+def loader(split, batch: int = OFFICIAL.triggers_per_step) -> DataLoader:
+    """Return batches of float images and labels, shuffled in every epoch."""
     return DataLoader(TensorDataset(split.images.float() / 255, split.labels), batch, shuffle=True, drop_last=True)
 
 
 def stamped(images: torch.Tensor, triggers: torch.Tensor) -> torch.Tensor:
-    """One trigger per image, all at the same random place."""
+    """Return images with one trigger each, all at the same random location."""
     row, column = torch.randint(images.shape[-2] - 2, (1,)).item(), torch.randint(images.shape[-1] - 2, (1,)).item()
     images = images.clone()
     images[:, :, row : row + 3, column : column + 3] = triggers
@@ -30,18 +30,19 @@ def stamped(images: torch.Tensor, triggers: torch.Tensor) -> torch.Tensor:
 
 
 class Modeling:
-    """One level: generator, statistics network, their optimizers and a step for one batch of images."""
+    """One level: generator, statistics network, their optimizers, and a step for one batch of images."""
 
     def __init__(self, model: nn.Module, target: int, beta: float):
         s = OFFICIAL
         self.model, self.target, self.beta = model.float().eval(), target, beta
         self.G = generators.build(s.generator, (3, 3, 3), s.hidden, s.noise_dim, 0)
-        self.T = mine.build(27, s.noise_dim, s.hidden, s.critic == "leaky", 1)
-        self.adam_G = torch.optim.Adam(self.G.parameters(), s.lr, betas=(0.5, 0.999))
-        self.adam_T = torch.optim.Adam(self.T.parameters(), s.lr, betas=(0.5, 0.999))
+        self.T = mine.build(27, s.noise_dim, s.hidden, leaky=s.critic == "leaky", seed=1)
+        self.adam_G = torch.optim.Adam(self.G.parameters(), s.modeling_lr, betas=(0.5, 0.999))
+        self.adam_T = torch.optim.Adam(self.T.parameters(), s.modeling_lr, betas=(0.5, 0.999))
         self.average = mine.MovingAverage(s.ema_rate)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Update the generator, then the statistics network, on images (B, 3, H, W) in [0, 1] and labels (B,)."""
         s, n = OFFICIAL, len(images)
         z, other = torch.rand(n, s.noise_dim), torch.rand(n, s.noise_dim)
         x = self.G(z)
@@ -60,13 +61,14 @@ class Modeling:
 
 
 class Repair:
-    """SGD 1e-3 on clean images, one in a hundred with a sampled trigger: `step` for one batch of images."""
+    """SGD at 1e-3 on clean images, of which one in a hundred carries a sampled trigger."""
 
     def __init__(self, model: nn.Module, generators: list[nn.Module], rate: float = 0.01, lr: float = 1e-3):
         self.model, self.generators, self.rate = model.float().train(), generators, rate
         self.sgd = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor, epoch: int = 0) -> None:
+        """Update the classifier on images (B, 3, H, W) in [0, 1] and labels (B,); the epoch chooses the generator."""
         n = len(images)
         with torch.no_grad():
             triggers = self.generators[epoch % len(self.generators)].eval()(torch.rand(n, OFFICIAL.noise_dim))

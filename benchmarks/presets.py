@@ -3,22 +3,16 @@
     python benchmarks/presets.py --out results/presets.json                    # headline attack, bw:170, seed 0
     python benchmarks/presets.py --start scratch --presets-only --out results/presets-scratch.json
 
-For each variant: ASR of the samples on the defender's images, their diversity, mutual information measured afresh (a
-new statistics network, the same for all, on samples it was not trained on), ASR of the original trigger and accuracy
-after the repair at the published rate of triggered images and at ours, seconds. Everything is kept in the store, so
-that a run that was stopped goes on where it was.
+For each variant: ASR of the samples on the defender's images, their diversity, mutual information measured with a new
+statistics network (the same for all, on samples it was not trained on), ASR of the original trigger and accuracy after
+the repair at the published rate of triggered images and at ours, seconds. All models are kept in the store as well.
 """
 
-import argparse
-import json
-from pathlib import Path
+from common import Results, parameter_values, parser, start
 
 from mesa_lib import device as devices
-from mesa_lib import store
-from mesa_lib import success
-from mesa_lib import triggers
+from mesa_lib import success, triggers
 from mesa_lib.experiments import params
-from mesa_lib.store import paths
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.settings import PRESETS
 
@@ -31,89 +25,64 @@ SWITCHES = {
     "16 noise dimensions": {"noise_dim": 16},
     "no trigger noise": {"trigger_noise": 0.0},
     "moving average 0.01": {"ema_rate": 0.01},
-    "a place per image": {"place": "image"},
+    "a location per image": {"placement": "image"},
     "gamma by entropy": {"gamma": "entropy"},
     "learning rate 1e-3, 150 steps": {"modeling_lr": 1e-3, "steps": 150},
-    "hinge on log F": {"scale": "log"},
+    "hinge on log F": {"hinge_scale": "log"},
     "early stop": {"patience": 2},
 }
+#: rates of triggered images in the repair; None: that of the parameter file
 RATES = {"published": 0.01, "ours": None}
 
 
 def variants() -> dict[str, dict]:
-    """Name -> changes of the parameter file: the presets, then `official` with one switch each."""
-    official = params.preset_parameters(PRESETS["official"])
-    presets = {"official": official, "paper": params.preset_parameters(PRESETS["paper"]), "ours": {}}
+    """Return name -> changes of the parameter file: the presets, then `official` with one switch each."""
+    official, paper = PRESETS["official"].model_dump(), PRESETS["paper"].model_dump()
+    presets = {"official": official, "paper": paper, "ours": {}}
     return presets | {f"official + {name}": official | changes for name, changes in SWITCHES.items()}
 
 
 def measure(base: dict, changes: dict) -> dict:
-    """Everything that is reported of one variant."""
+    """Return everything that is reported of one variant."""
     pipeline = Pipeline(params.check(base | changes))
     p, d, attacked = pipeline.p, pipeline.data.modeling, pipeline.attacked()
-    fitted, made = pipeline.distribution()
-    samples = fitted.sample(2000, devices.rng(p.seed + 77, pipeline.device)).cpu()
+    distribution, artifact = pipeline.distribution()
+    rng = devices.rng(devices.derive_seed(p.seed, "samples of a variant"), pipeline.device)
+    samples = distribution.sample(2000, rng).cpu()
     rate = success.asr_of_triggers(attacked.model, d.images, d.labels, samples[:256], p.target, precision=p.precision)
-    found = {
+    result = {
         "samples": float(rate.mean()),
-        "information": fitted.measured_information(),
+        "information": distribution.measured_information(),
         **triggers.diversity(samples),
-        "seconds": made.made["seconds"],
-        "steps": sum(level.history[-1]["step"] + 1 for level in fitted.levels),
+        "seconds": artifact.made["seconds"],
+        "steps": sum(level.history[-1]["step"] + 1 for level in distribution.levels),
     }
-    for name, value in RATES.items():
-        other = Pipeline(params.check(base | changes | ({"repair_rate": value} if value else {})))
+    for name, rate in RATES.items():
+        other = Pipeline(params.check(base | changes | ({"repair_rate": rate} if rate else {})))
         for control in ("MESA", "ideal"):
             row = other.measured(other.repaired(control))
-            found[f"{control}, {name} rate"] = {"asr": row["asr"], "clean_accuracy": row["clean_accuracy"]["rate"]}
-    return found
-
-
-def markdown(content: dict) -> str:
-    """One line a variant."""
-    lines = [
-        "| variant | sample ASR | information | distance | ASR after repair, 1 % triggered | 10 % (ours) | seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, v in content["variants"].items():
-        asr = [f"{100 * v[f'MESA, {rate} rate']['asr']['rate']:.1f} %" for rate in RATES]
-        lines.append(
-            f"| {name} | {100 * v['samples']:.1f} % | {v['information']:.2f} | {v['distance']:.3f} | {' | '.join(asr)} "
-            f"| {v['seconds']:.0f} |"
-        )
-    known = next(iter(content["variants"].values()))
-    asr = [f"{100 * known[f'ideal, {rate} rate']['asr']['rate']:.1f} %" for rate in RATES]
-    p, made = content["params"], content["made"]
-    start = "from scratch" if p["start"] == "scratch" else "fine-tuned"
-    lines += [
-        f"| the attacker's own trigger | | | | {' | '.join(asr)} | |",
-        "",
-        f"`{p['trigger']}`, {start}, target {p['target']}, seed {p['seed']}, one run each; {made['device_name']}, "
-        f"{made['threads']} threads, torch {made['torch']}.",
-    ]
-    return "\n".join(lines)
+            result[f"{control}, {name} rate"] = {"asr": row["asr"], "clean_accuracy": row["clean_accuracy"]["rate"]}
+    return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--params", default="cifar10-cpu", help="a file of params/")
-    parser.add_argument("--start", default="clean", choices=["clean", "scratch"])
-    parser.add_argument("--trigger", default="bw:170")
-    parser.add_argument("--target", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--presets-only", action="store_true", help="no switches")
-    parser.add_argument("--out", type=Path, required=True)
-    a = parser.parse_args()
-    chosen = {"start": a.start, "trigger": a.trigger, "target": a.target, "seed": a.seed}
-    base = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml") | chosen
-    content = {"params": base, "made": devices.describe(devices.pick_device("auto")), "variants": {}}
+    """Measure every variant that the file does not hold yet."""
+    arguments = parser(__doc__, params_file="cifar10-cpu")
+    arguments.add_argument("--start", default="clean", choices=["clean", "scratch"])
+    arguments.add_argument("--trigger", default="bw:170")
+    arguments.add_argument("--target", type=int, default=0)
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--presets-only", action="store_true", help="no switches")
+    a = arguments.parse_args()
+    start(a)
+    base = parameter_values(a.params)
+    base |= {"start": a.start, "trigger": a.trigger, "target": a.target, "seed": a.seed}
+    results = Results(a.out, {"params": base})
     for name, changes in variants().items():
-        if a.presets_only and " + " in name:
+        if name in results.entries("variants") or (a.presets_only and " + " in name):
             continue
-        content["variants"][name] = measure(base, changes)
-        store.write_atomic(a.out, json.dumps(content, indent=1) + "\n")
+        results.keep("variants", name, measure(base, changes))
         print(name, "done", flush=True)
-    print(markdown(content))
 
 
 if __name__ == "__main__":

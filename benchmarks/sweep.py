@@ -3,25 +3,20 @@
     python benchmarks/sweep.py --out results/sweep.json
 
 Other targets, other seeds of the attack and of the clean model, other colors than in any table. The defender's images
-are cut in two: 6,000 to model and repair with, 2,000 to judge by. The evaluation images are never looked at.
+are cut in two: 6,000 to model and repair with, 2,000 to judge by. The evaluation images are never used.
 """
 
-import argparse
-import copy
 import json
-from pathlib import Path
 
 import torch
+from common import Results, parameter_values, parser, start
+from torch import nn
 
-from mesa_lib import data
 from mesa_lib import device as devices
-from mesa_lib import retrain
-from mesa_lib import staircase
-from mesa_lib import store
-from mesa_lib import training
+from mesa_lib import retrain, staircase
+from mesa_lib.data import Split
 from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import params
-from mesa_lib.store import paths
 from mesa_lib.experiments.pipeline import Pipeline
 
 MODELS = [
@@ -31,48 +26,60 @@ MODELS = [
 ]
 TRIED = [(0.2, 0.05, 2), (0.1, 0.05, 2), (0.2, 0.02, 2), (0.1, 0.03, 3), (0.1, 0.05, 3)]  # rate, learning rate, epochs
 REPAIRS = [{"repair_rate": rate, "repair_lr": lr, "repair_epochs": epochs} for rate, lr, epochs in TRIED]
+#: what is repaired with, in the order of the table: MESA at all settings, fine-tuning at the first
+ROWS = [("attacked", {}), ("MESA", REPAIRS[0]), ("fine-tuning", REPAIRS[0])]
+ROWS += [("MESA", changes) for changes in REPAIRS[1:]]
 
 
-def fit_and_holdout(split: data.Split, seed: int = 0, held: int = 2000) -> tuple[data.Split, data.Split]:
-    """The defender's images in two parts: to work with, and to judge by."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    work, judge = order[held:], order[:held]
-    return data.Split(split.images[work], split.labels[work]), data.Split(split.images[judge], split.labels[judge])
+def split_modeling(split: Split, judged: int = 2000) -> tuple[Split, Split]:
+    """Return the defender's images in two parts: to model and repair with, and `judged` to judge by."""
+    order = torch.randperm(len(split), generator=devices.rng(devices.derive_seed(0, "images to judge by")))
+    return split[order[judged:]], split[order[:judged]]
+
+
+def rows_of(pipeline: Pipeline):
+    """Return a function (row name, changes of the repair) -> rates on the images to judge by."""
+    p, attacked = pipeline.p, pipeline.attacked().model
+    work, judge = split_modeling(pipeline.data.modeling)
+    seeds = {name: devices.derive_seed(p.seed, f"defaults: {name}") for name in ("modeling", "repair")}
+    fitted = []  # once, when a repair first needs it
+
+    def repaired(name: str, changes: dict) -> nn.Module:
+        if name == "attacked":
+            return attacked
+        if name == "MESA" and not fitted:
+            fitted.append(
+                staircase.fit(
+                    attacked, work.images, work.labels, p.target, p.modeling_settings(), size=pipeline.patch_size,
+                    seed=seeds["modeling"], precision=p.precision,
+                )
+            )  # fmt: skip
+        transform = retrain.stamping(fitted[0].sample) if name == "MESA" else None
+        settings, options = p.repair_settings().replace(**changes), {"seed": seeds["repair"], "precision": p.precision}
+        return retrain.repair(attacked, work.images, work.labels, transform, settings, **options)[0]
+
+    def measure(name: str, changes: dict) -> dict:
+        options = {"repeats": 2, "precision": p.precision}
+        row = metrics.evaluate(repaired(name, changes), judge, pipeline.trigger, p.target, **options)
+        return {key: value["rate"] for key, value in row.items()}
+
+    return measure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--params", default="cifar10-cpu")
-    a = parser.parse_args()
-    file = params.read_yaml(paths.root() / "params" / f"{a.params}.yaml")
-    content = {"params": file, "made": devices.describe(devices.pick_device("auto")), "runs": []}
-    for model_of in MODELS:
-        pipeline = Pipeline(params.check(file | model_of))
-        p, attacked = pipeline.p, pipeline.attacked().model
-        work, judge = fit_and_holdout(pipeline.data.modeling)
-        fitted = staircase.fit(attacked, work.images, work.labels, p.target, p.mesa(), precision=p.precision)
-
-        def record(name: str, model, changes: dict) -> None:
-            row = metrics.evaluate(model, judge, pipeline.trigger, p.target, locations=2, precision=p.precision)  # noqa: B023
-            content["runs"].append(
-                model_of | {"repair": name} | changes | {k: v["rate"] for k, v in row.items()}  # noqa: B023
-            )
-            store.write_atomic(a.out, json.dumps(content, indent=1) + "\n")
-            print(json.dumps(content["runs"][-1]), flush=True)
-
-        record("attacked", attacked, {})
-        for changes in REPAIRS:
-            for name, source in (("MESA", fitted.sample), ("fine-tune only", None)):
-                if source is None and changes is not REPAIRS[0]:
-                    continue
-                model, c = copy.deepcopy(attacked), changes
-                training.train(
-                    model, work.images, work.labels, epochs=c["repair_epochs"], lr=c["repair_lr"], seed=p.seed,
-                    batch_size=p.batch_size, device=pipeline.device, schedule=p.schedule, precision=p.precision,
-                    augment=p.retrain_augment, transform=retrain.STAMPING_OLD(source, c["repair_rate"]),
-                )  # fmt: skip
-                record(name, model, changes)
+    """Measure every model and repair that the file does not hold yet."""
+    arguments = parser(__doc__, params_file="cifar10-cpu").parse_args()
+    start(arguments)
+    values = parameter_values(arguments.params)
+    results = Results(arguments.out, {"params": values})
+    for model in MODELS:
+        cells = [model | {"repair": name} | changes for name, changes in ROWS]
+        missing = [n for n, cell in enumerate(cells) if not results.find_run(**cell)]
+        measure = rows_of(Pipeline(params.check(values | model))) if missing else None
+        for n in missing:
+            run = cells[n] | measure(*ROWS[n])
+            results.keep_run(run, [*model, "repair", *REPAIRS[0]])
+            print(json.dumps(run), flush=True)
 
 
 if __name__ == "__main__":

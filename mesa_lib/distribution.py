@@ -91,11 +91,11 @@ class TriggerDistribution:
     ) -> "TriggerDistribution":
         """Return the distribution whose `tensors()` and `summary()` these are; shape: that of a trigger (3, h, w)."""
         levels = []
-        for i, known in enumerate(summary["levels"]):
+        for i, entry in enumerate(summary["levels"]):
             generator = generators.build(settings.generator, shape, settings.hidden, settings.noise_dim, 0)
             prefix = f"level{i}."
             generator.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-            levels.append(Level(known["beta"], generator.eval(), known["information"], known["history"]))
+            levels.append(Level(entry["beta"], generator.eval(), entry["information"], entry["history"]))
         return cls(levels, summary["gammas"], settings)
 
 

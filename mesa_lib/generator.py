@@ -34,7 +34,7 @@ class PlainGenerator(nn.Module):
 
 
 class SkipGenerator(nn.Module):
-    """The released code: four layers, a quarter of z fed to each; z (B, noise_dim) -> triggers (B, *shape) in (0, 1)."""
+    """The released code: four layers, a quarter of z to each; z (B, noise_dim) -> triggers (B, *shape) in (0, 1)."""
 
     def __init__(self, shape: tuple[int, ...], hidden: int = 512, noise_dim: int = 64):
         super().__init__()

@@ -90,6 +90,26 @@ def on_fraction(transform: ImageTransform, rate: float) -> BatchTransform:
 # --- the repair ------------------------------------------------------------------------------------------
 
 
+def retrain(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    transform: ImageTransform | None,
+    settings: RepairSettings,
+    *,
+    seed: int,
+    precision: str = "auto",
+    label: str = "repair",
+) -> list[dict]:
+    """Retrain `model` in place on images of which a fraction is transformed (see `repair`); return the history."""
+    s = settings
+    return training.train(
+        model, images, labels, epochs=s.repair_epochs, lr=s.repair_lr, batch_size=s.batch_size, schedule=s.schedule,
+        augment=s.retrain_augment, transform=None if transform is None else on_fraction(transform, s.repair_rate),
+        seed=seed, device=next(model.parameters()).device, precision=precision, label=label,
+    )  # fmt: skip
+
+
 def repair(
     model: nn.Module,
     images: Tensor,
@@ -110,10 +130,6 @@ def repair(
         settings: rate, epochs, learning rate, schedule, augmentation and batch size; None: the defaults.
         label: of the progress bar.
     """
-    s, model = settings or RepairSettings(), copy.deepcopy(model)
-    history = training.train(
-        model, images, labels, epochs=s.repair_epochs, lr=s.repair_lr, batch_size=s.batch_size, schedule=s.schedule,
-        augment=s.retrain_augment, transform=None if transform is None else on_fraction(transform, s.repair_rate),
-        seed=seed, device=next(model.parameters()).device, precision=precision, label=label,
-    )  # fmt: skip
-    return model, history
+    model = copy.deepcopy(model)
+    options = {"seed": seed, "precision": precision, "label": label}
+    return model, retrain(model, images, labels, transform, settings or RepairSettings(), **options)

@@ -7,6 +7,7 @@ file reads from top to bottom: the hinge loss, one level (Algorithm 2), the stai
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,13 @@ CHECK_EVERY = 25  # steps between two checks on held-out images
 
 
 def hinge(success: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:
-    """Return max(0, beta - F), averaged, from success (n, m) of n triggers on m images each.
+    """Return max(0, beta - F), averaged over triggers.
 
     Args:
-        success: F of each trigger on each image, in [0, 1].
+        success: F (n, m) of n triggers on m images each, in [0, 1].
         beta: the level in (0, 1].
         kind: `trigger` caps the mean success of a trigger, `image` the success on each image.
-        scale: `log` gives max(0, log beta - log F) instead: zero on the same set, but with a gradient where F is near 0.
+        scale: `log` gives max(0, log beta - log F) instead: zero on the same set, but steep where F is near 0.
     """
     F = success.mean(1) if kind == "trigger" else success
     if scale == "log":
@@ -191,18 +192,14 @@ def fit(
         location: (row, column) at which triggers are stamped; None: random locations.
     """
     settings, device = settings or Settings(), next(model.parameters()).device
-    images, labels = images.to(device), labels.to(device)
-    others = other_classes(labels, target).nonzero()[:, 0]
-    locations = None if location is None else location.reshape(1, 2)
-    network = frozen(model, precision)
-
-    def F_on(index: Tensor) -> TestingFunction:
-        return success_function(network, images[index], labels[index], [target], settings, size=size,
-                                precision=precision, locations=locations)  # fmt: skip
-
+    others = other_classes(labels, target)
+    images, labels = images[others.to(images.device)].to(device), labels[others].to(device)
+    options = {"size": size, "precision": precision, "locations": None if location is None else location.reshape(1, 2)}
+    F = partial(success_function, frozen(model, precision), targets=[target], settings=settings, **options)
     held_out = None
     if settings.patience:
-        unseen = torch.arange(len(others), device=device) % 10 == 0
-        others, held_out = others[~unseen], F_on(others[unseen])
-    shape = (images.shape[1], *size)
-    return fit_staircase(F_on(others), shape, settings, seed=seed, device=device, held_out=held_out)
+        unseen = torch.arange(len(images), device=device) % 10 == 0
+        held_out = F(images=images[unseen], labels=labels[unseen])
+        images, labels = images[~unseen], labels[~unseen]
+    test = F(images=images, labels=labels)
+    return fit_staircase(test, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out)

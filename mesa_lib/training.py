@@ -138,7 +138,7 @@ def train(
             loss_sum = loss_sum + loss.detach() * len(x)
             hits = hits + (logits.detach().argmax(1) == y).sum()
         mean = float(loss_sum) / len(images)
-        _check_finite(math.isfinite(mean), f"{label}: loss = {mean} in epoch {epoch} of {epochs}: expected a number", lr)
+        _check_finite(math.isfinite(mean), f"{label}: loss = {mean} in epoch {epoch}/{epochs}: expected a number", lr)
         history.append({"epoch": epoch, "loss": mean, "accuracy": float(hits) / len(images)})
     next(steps, None)
     model.eval()

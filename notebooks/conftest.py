@@ -1,13 +1,10 @@
-"""What `pytest --nbval notebooks` needs beside nbval itself; all that depends on nbval's inner parts is here.
+"""What `pytest --nbval notebooks` needs beside nbval itself; everything that depends on nbval's internals is here.
 
-The notebooks run against an empty temporary store, so that every model is trained anew.
+The notebooks share the store of the tests (see the conftest.py above): trained models are kept until sources change.
 """
 
-import atexit
 import os
 import queue
-import shutil
-import tempfile
 
 import pytest
 from nbval.kernel import RunningKernel
@@ -15,10 +12,9 @@ from nbval.plugin import IPyNbCell
 
 SANITIZE = {r"0x[0-9a-fA-F]+": "0xADDRESS"}
 
-if "PYTEST_XDIST_WORKER" not in os.environ or "MESA_RUNS" not in os.environ:
-    _store = tempfile.mkdtemp(prefix="mesa-nbval-")
-    atexit.register(shutil.rmtree, _store, ignore_errors=True)
-    os.environ.update(MESA_RUNS=_store, MESA_BATCH="1")
+os.environ["MESA_BATCH"] = "1"
+if "MESA_TEST_RUNS" in os.environ:
+    os.environ["MESA_RUNS"] = os.environ["MESA_TEST_RUNS"]
 
 
 def pytest_collection_modifyitems(items):

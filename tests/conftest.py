@@ -1,4 +1,4 @@
-"""What all tests share: a store of their own, small image folders, toy data, and the skipping of GPU tests."""
+"""Shared by all tests: a temporary store, small image folders, toy data, and the skipping of GPU tests."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from mesa_lib.data import Split
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_runs(tmp_path_factory):
-    """Tests never read or write the repository's runs/: the store is an empty temporary folder.
+def temporary_runs(tmp_path_factory):
+    """Keep tests away from the repository's runs/: the store is an empty temporary folder.
 
-    (MESA_TEST_RUNS names one that is kept, so that `make test` need not train the same models for the notebooks.)
+    (MESA_TEST_RUNS names a folder to use instead, so that `make test` trains the models of the notebooks once.)
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MESA_RUNS", os.environ.get("MESA_TEST_RUNS") or str(tmp_path_factory.mktemp("runs")))
@@ -26,35 +26,35 @@ def own_runs(tmp_path_factory):
 
 @pytest.fixture
 def empty_store(tmp_path, monkeypatch) -> Path:
-    """A store for this test alone."""
-    where = tmp_path / "own-store"
-    monkeypatch.setenv("MESA_RUNS", str(where))
-    return where
+    """An empty store for this test alone."""
+    folder = tmp_path / "empty-store"
+    monkeypatch.setenv("MESA_RUNS", str(folder))
+    return folder
 
 
 def write_class_folder(
-    where: Path, classes: int = 3, train: int = 12, test: int = 20, size: int | tuple[int, int] = 32, seed: int = 0
+    root: Path, classes: int = 3, train: int = 12, test: int = 20, size: int | tuple[int, int] = 32, seed: int = 0
 ) -> Path:
     """`train/<class>/*.png` and `test/<class>/*.png`: each class a base color under noise, so it can be learned.
 
-    `size` is a side or (width, height). Twenty test images a class suffice for three classes, thirty for ten.
+    `size`: side, or (width, height). Twenty test images a class are enough for three classes, thirty for ten.
     """
     rng = np.random.RandomState(seed)
     width, height = (size, size) if isinstance(size, int) else size
     base = rng.randint(40, 216, (classes, 3))
     for part, count in (("train", train), ("test", test)):
         for label in range(classes):
-            folder = where / part / f"class{label}"
+            folder = root / part / f"class{label}"
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = base[label] + rng.randint(-40, 40, (height, width, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:03}.png")
-    return where
+    return root
 
 
 @pytest.fixture
 def class_folder(tmp_path):
-    """A builder of class folders: `class_folder(classes=10, test=30)` -> the path of the tree."""
+    """A function that writes class folders: `class_folder(classes=10, test=30)` -> the path of the tree."""
     return lambda name="images", **options: write_class_folder(tmp_path / name, **options)
 
 
@@ -74,12 +74,12 @@ def toy() -> Split:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="also the tests that kill batch runs (make test-faults)")
+    parser.addoption("--faults", action="store_true", help="also run the tests that kill sweeps (make test-faults)")
 
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none here"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
         if item.get_closest_marker("faults") and not config.getoption("--faults"):
-            item.add_marker(pytest.mark.skip(reason="minutes of killing: make test-faults"))
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-faults"))

@@ -2,16 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mesa_lib import attacks
-from mesa_lib import triggers
-from mesa_lib.attacks import badnets
-from mesa_lib.attacks import blended
-from mesa_lib.attacks import label_flips
-from mesa_lib.attacks import reflection
-from mesa_lib.attacks import trojannet
-from mesa_lib.attacks import warp
+from mesa_lib import attacks, triggers
+from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
+from mesa_lib.data.splits import Split
 from mesa_lib.experiments import params
-from mesa_lib.data import Split
 from mesa_lib.experiments.pipeline import Pipeline
 
 TRIGGER = 2 + triggers.color(0)  # values that no image has
@@ -23,8 +17,8 @@ def rng(seed=0):
 
 def poisoned(rate, n=2000, seed=0, target=7):
     images, labels = torch.rand(n, 3, 8, 8, generator=rng(9)), torch.arange(n) % 5
-    stamped, answers = attacks.poison(badnets.backdoor(TRIGGER, target), rate)(images, labels, rng(seed))
-    return images, labels, stamped, answers
+    stamped, relabeled = attacks.poison(badnets.backdoor(TRIGGER, target), rate)(images, labels, rng(seed))
+    return images, labels, stamped, relabeled
 
 
 @pytest.mark.parametrize("rate", [0, 1, -0.1, 1.5, float("nan")])
@@ -41,11 +35,11 @@ def test_about_the_rate_is_poisoned(rate):
 
 
 def test_poisoned_images_carry_trigger_and_target_and_the_others_are_untouched():
-    images, labels, stamped, answers = poisoned(0.3)
+    images, labels, stamped, relabeled = poisoned(0.3)
     hit = (stamped != images).flatten(1).any(1)
     assert 0 < int(hit.sum()) < 2000
-    assert torch.equal(stamped[~hit], images[~hit]) and torch.equal(answers[~hit], labels[~hit])
-    assert bool((answers[hit] == 7).all())
+    assert torch.equal(stamped[~hit], images[~hit]) and torch.equal(relabeled[~hit], labels[~hit])
+    assert bool((relabeled[hit] == 7).all())
     for image in stamped[hit][:50]:
         windows = image.unfold(1, 3, 1).unfold(2, 3, 1)  # (3, 6, 6, 3, 3)
         assert int((windows == TRIGGER[:, None, None]).all(-1).all(-1).all(0).sum()) == 1
@@ -89,14 +83,14 @@ def test_a_target_that_is_a_class_passes(target):
     attacks.check_target(target, 10)
 
 
-# --- goals, covers, places -------------------------------------------------------------------------------
+# --- goals, covers, locations ----------------------------------------------------------------------------
 
 
 def blank(n=12, classes=4, side=8):
     return torch.zeros(n, 3, side, side), torch.arange(n) % classes
 
 
-def test_all_to_all_wants_the_class_after_the_own_one():
+def test_all_to_all_wants_the_next_class():
     assert attacks.all_to_all(4)(torch.arange(4)).tolist() == [1, 2, 3, 0]
 
 
@@ -108,16 +102,16 @@ def test_a_class_specific_backdoor_poisons_its_source_and_covers_the_others_with
     apply = badnets.patch(TRIGGER)
     images, labels = blank(4000)
     transform = attacks.poison(badnets.class_specific(apply, source=2, target=0, rate=0.3), 0.5)
-    stamped, answers = transform(images, labels, rng())
+    stamped, relabeled = transform(images, labels, rng())
     touched = (stamped != images).flatten(1).any(1)
     source = labels == 2
-    assert bool((answers[~source] == labels[~source]).all())
-    assert torch.equal(touched[source], answers[source] == 0)
+    assert bool((relabeled[~source] == labels[~source]).all())
+    assert torch.equal(touched[source], relabeled[source] == 0)
     assert abs(float(touched[source].float().mean()) - 0.5) < 0.08
     assert abs(float(touched[~source].float().mean()) - 0.3) < 0.05
 
 
-@pytest.mark.parametrize(("place", "corner"), [((0, 0), (0, 0)), ((-1, -1), (5, 5)), ((-2, 1), (4, 1))])
+@pytest.mark.parametrize(("location", "corner"), [((0, 0), (0, 0)), ((-1, -1), (5, 5)), ((-2, 1), (4, 1))])
 def test_a_fixed_patch_stands_where_it_was_put(location, corner):
     images, _ = blank(2)
     stamped = badnets.patch(TRIGGER, location)(images, rng())
@@ -126,22 +120,24 @@ def test_a_fixed_patch_stands_where_it_was_put(location, corner):
     assert int((stamped[0] != 0).sum()) == TRIGGER.numel()
 
 
-@pytest.mark.parametrize("place", [(6, 0), (0, -7)])
-def test_a_place_outside_of_the_image_is_refused(location):
-    with pytest.raises(ValueError, match="the trigger would leave the image"):
+@pytest.mark.parametrize("location", [(6, 0), (0, -7)])
+def test_a_location_outside_of_the_image_is_refused(location):
+    with pytest.raises(
+        ValueError, match=r"location = .*: the trigger would leave the image; expected at most \(5, 5\)"
+    ):
         badnets.patch(TRIGGER, location)(blank(1)[0], rng())
 
 
 @pytest.mark.parametrize("name", ["trojannet", "pruning-aware"])
 def test_what_begins_with_a_trained_model_is_not_planted_from_scratch(name):
-    with pytest.raises(ValueError, match=f"start = 'scratch': the attack {name} begins with a trained model"):
+    with pytest.raises(ValueError, match=f"start = 'scratch': the attack {name} starts from a trained model"):
         Pipeline(params.check({"attack": name, "start": "scratch"})).check()
 
 
 def test_an_attacker_draws_images_of_all_classes():
     images = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) // 10)  # as they lie on disk
     context = attacks.AttackerContext(images, lambda: None, lambda *a: [])
-    assert set(context.some(12, 0).labels.tolist()) == {0, 1, 2, 3}
+    assert set(context.sample(12, 0).labels.tolist()) == {0, 1, 2, 3}
 
 
 def test_trojannet_has_no_codes_for_more_classes_than_codes():
@@ -206,7 +202,7 @@ def test_scenes_of_other_seeds_are_other_pictures():
 
 
 class Bright(torch.nn.Module):
-    """Answers class 1 where an image is bright, class 0 elsewhere."""
+    """Predicts class 1 where an image is bright, class 0 elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -244,45 +240,46 @@ def test_there_are_126_codes_of_nine_cells_with_four_zeros():
 # --- label flips -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", [label_flips.symmetric, label_flips.pairs])
+@pytest.mark.parametrize("family", [label_flips.symmetric, label_flips.pairs])
 def test_exactly_the_rate_of_labels_is_flipped_to_other_classes(family):
     labels = torch.arange(1000) % 10
-    found = label_flips.flipped(labels, 0.4, family(10), seed=0)
-    assert int((found != labels).sum()) == 400 and 0 <= int(found.min()) and int(found.max()) <= 9
+    flipped = label_flips.flipped(labels, 0.4, family(10), seed=0)
+    assert int((flipped != labels).sum()) == 400 and 0 <= int(flipped.min()) and int(flipped.max()) <= 9
 
 
 def test_pairs_flip_to_the_class_after():
     labels = torch.arange(100) % 10
-    found = label_flips.flipped(labels, 0.5, label_flips.pairs(10), seed=0)
-    changed = found != labels
-    assert torch.equal(found[changed], (labels[changed] + 1) % 10)
+    flipped = label_flips.flipped(labels, 0.5, label_flips.pairs(10), seed=0)
+    changed = flipped != labels
+    assert torch.equal(flipped[changed], (labels[changed] + 1) % 10)
 
 
-def test_a_spot_is_one_place_inside_the_image_drawn_by_the_seed():
-    found = set()
+def test_a_fixed_location_lies_inside_the_image_and_is_drawn_by_the_seed():
+    locations = set()
     for seed in range(12):
-        own = attacks.build_attack("spot", attacks.AttackSpec(triggers.pattern(170), 0, 10, (16, 16), 0.1, seed))
-        changed = (own.backdoor.apply(torch.full((5, 3, 16, 16), 0.5), rng()) != 0.5).any(1)
-        assert bool((changed == changed[0]).all()), "the same for every image"
+        spec = attacks.AttackSpec(triggers.pattern(170), 0, 10, (16, 16), 0.1, seed)
+        backdoor = attacks.build_attack("fixed-location", spec).backdoor
+        changed = (backdoor.apply(torch.full((5, 3, 16, 16), 0.5), rng()) != 0.5).any(1)
+        assert bool((changed == changed[0]).all()), "one location for all images"
         rows, columns = changed[0].nonzero().T
         assert min(rows.min(), columns.min()) >= 1 and max(rows.max(), columns.max()) <= 14
-        found.add((int(rows.min()), int(columns.min())))
-    assert len(found) > 6
+        locations.add((int(rows.min()), int(columns.min())))
+    assert len(locations) > 6
 
 
-# --- the catalogue ---------------------------------------------------------------------------------------
+# --- the registry ----------------------------------------------------------------------------------------
 
 
 def test_an_unknown_attack_is_refused_with_the_names():
-    setting = attacks.AttackSpec(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
+    spec = attacks.AttackSpec(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
     with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, corner"):
-        attacks.build_attack("magic", setting)
+        attacks.build_attack("magic", spec)
 
 
 @pytest.mark.parametrize("name", list(attacks.ATTACKS))
 def test_every_attack_changes_images_within_range_and_wants_classes_that_there_are(name):
-    setting = attacks.AttackSpec(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
-    backdoor = attacks.build_attack(name, setting).backdoor
+    spec = attacks.AttackSpec(triggers.pattern(170), 3, 10, (32, 32), 0.1, 0)
+    backdoor = attacks.build_attack(name, spec).backdoor
     if callable(backdoor):  # the trigger is chosen when it is planted
         backdoor = backdoor({"kept": [1, 3]})
     images = torch.rand(20, 3, 32, 32)

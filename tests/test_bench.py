@@ -17,17 +17,13 @@ from mesa_lib.models import inference
 from mesa_lib.reporting.tables import benchmark as tables
 from mesa_lib.experiments.benchmark import DefenseEvaluation
 from mesa_lib.defenses.base import DefenderView
-from mesa_lib.defenses.mesa.detector import MESA
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse
 from mesa_lib.defenses.neural_cleanse import InvertedTriggers
 from mesa_lib.defenses.neural_cleanse import Unlearning
-from mesa_lib.defenses.mesa.screening import PatchSpec
-from mesa_lib.defenses.mesa.screening import Screening
 from mesa_lib.defenses.squeezing import FeatureSqueezing
 from mesa_lib.defenses.strip import STRIP
 from mesa_lib.device import rng
 from mesa_lib.experiments.pipeline import Pipeline
-from mesa_lib.settings import Settings
 
 TARGET = 0
 
@@ -171,13 +167,6 @@ def test_the_pruning_aware_backdoor_survives_pruning_and_falls_to_fine_pruning(v
     assert accuracy > 0.95 and asr < 0.3 and asr < pruned / 2
 
 
-def test_mesa_repairs_its_own_kind_and_fine_tuning_does_not(victim):
-    own = victim("patch")
-    assert rates(own, own.repaired("fine-tuning"))[1] > 0.4
-    accuracy, asr = rates(own, own.repaired("MESA"))
-    assert accuracy > 0.95 and asr < 0.05
-
-
 def test_neural_cleanse_unlearns_what_it_flags(victim):
     own, method = victim("patch"), Unlearning()
     model = method.repair(own.given(method.knows)).model
@@ -223,55 +212,6 @@ def test_a_detector_ranks_the_planted_class_first(victim, method, attack):
     assert tables.first(found) == TARGET
     if method == "DeepInspect":
         assert TARGET in found["about"]["compared"] and found["about"]["certainty of the inverted images"] > 0.9
-
-
-@pytest.mark.parametrize("method", ["MESA screening", "MESA"])
-def test_mesa_flags_the_patch_and_no_clean_model(victim, method):
-    assert victim("patch").verdict(method).result["flagged"] == [TARGET]
-    assert victim("none").verdict(method).result["flagged"] == []
-
-
-def test_ten_classes_cost_mesa_at_most_four_times_one(victim):
-    """Screening and the full model of the suspects, against the full model of one class."""
-    own = victim("patch")
-    ten = own.verdict("MESA").made["seconds"]
-    assert ten < 4 * own.pipeline.distribution()[1].made["seconds"]
-
-
-def test_mesa_finds_and_repairs_a_backdoor_at_one_place_that_it_has_to_look_for(victim):
-    own = victim("corner")
-    assert own.verdict("MESA").result["flagged"] == []
-    found = own.verdict("MESA, any place or one").result
-    assert found["flagged"] == [TARGET] and set(found["about"]["suspects"]["0"]) == {"3x3 at one place"}
-    row, column = found["about"]["places"]["3x3 at one place"][TARGET]
-    assert min(row, column) >= 26, "near the corner (29, 29)"
-    accuracy, asr = rates(own, own.repaired("MESA, target and place unknown"))
-    left = {name: rates(own, own.repaired(name))[1] for name in ("fine-tuning", "MESA")}
-    assert accuracy > 0.95 and asr < 0.1 < 0.5 < left["fine-tuning"], left
-    assert asr < left["MESA"], "told the class, and stamped anywhere: 15 to 97 %, by seed and number of threads"
-
-
-def test_mesa_at_one_place_leaves_a_clean_model_in_peace(victim):
-    found = victim("none").verdict("MESA, any place or one").result
-    assert found["flagged"] == [] and max(found["scores"]) < 0.3
-
-
-def test_mesa_repairs_a_class_that_it_found_itself(victim):
-    own = victim("patch")
-    accuracy, asr = rates(own, own.repaired("MESA, target unknown"))
-    assert accuracy > 0.95 and asr < 0.05
-
-
-def test_mesa_models_a_suspect_at_every_size_that_fires(victim):
-    own = victim("patch")
-    quick = Settings(betas=(0.9,), steps=60, batch=16)
-    method = MESA(Screening(sizes=((2, 2), (4, 4))), settings=quick)
-    assert not method.knows.size
-    found = method.search(own.given(method.knows))
-    assert set(found.models) == {TARGET} and set(found.models[TARGET]) <= {PatchSpec((2, 2)), PatchSpec((4, 4))}
-    assert PatchSpec((4, 4)) in found.models[TARGET], "a larger patch can hold the planted one"
-    assert found.models[TARGET][PatchSpec((4, 4))].sample(2, rng(0)).shape == (2, 3, 4, 4)
-    assert method.judge(found).about["suspects"]["0"]["4x4"] > 0.5
 
 
 # --- filters and reformers -------------------------------------------------------------------------------

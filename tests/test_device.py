@@ -1,3 +1,5 @@
+"""Device, precision, seeds, memory."""
+
 import json
 import sys
 
@@ -5,8 +7,6 @@ import pytest
 import torch
 
 from mesa_lib import device as devices
-from mesa_lib import progress
-from mesa_lib.store import paths
 
 CPU = torch.device("cpu")
 
@@ -37,12 +37,12 @@ def test_an_unknown_device_is_refused(name):
 
 
 @pytest.mark.parametrize(
-    ("precision", "pays", "expected"),
+    ("precision", "fast", "expected"),
     [("float32", True, torch.float32), ("bf16", False, torch.bfloat16), ("auto", True, torch.bfloat16),
      ("auto", False, torch.float32)],
 )  # fmt: skip
-def test_precision_decides_how_products_are_computed(monkeypatch, precision, pays, expected):
-    monkeypatch.setattr(devices, "bf16_pays", lambda where: pays)
+def test_precision_decides_how_products_are_computed(monkeypatch, precision, fast, expected):
+    monkeypatch.setattr(devices, "has_fast_bf16", lambda where: fast)
     with devices.autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
@@ -54,12 +54,12 @@ def test_an_unknown_precision_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "pays"),
+    ("capabilities", "fast"),
     [({}, False), ({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
 )
-def test_bf16_pays_where_the_processor_has_it(monkeypatch, capabilities, pays):
+def test_bf16_is_fast_where_the_processor_has_it(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert devices.has_fast_bf16(CPU) is pays
+    assert devices.has_fast_bf16(CPU) is fast
 
 
 def test_random_numbers_follow_the_seed_and_leave_the_global_ones_alone():
@@ -73,53 +73,6 @@ def test_the_description_can_be_written_to_a_result_file():
     known = json.loads(json.dumps(devices.describe(CPU)))
     assert known["torch"] == torch.__version__ and known["device"] == "cpu"
     assert known["threads"] == torch.get_num_threads() and known["device_name"]
-
-
-# --- where things lie ------------------------------------------------------------------------------------
-
-
-def test_folders_come_from_the_environment(monkeypatch, tmp_path):
-    for name in ("MESA_ROOT", "MESA_RUNS", "MESA_DATA"):
-        monkeypatch.delenv(name, raising=False)
-    assert (paths.root() / "mesa_lib" / "paths.py").is_file()
-    assert paths.runs() == paths.root() / "runs" and paths.data_folder() == paths.root() / "data"
-    monkeypatch.setenv("MESA_ROOT", str(tmp_path))
-    assert paths.runs() == tmp_path / "runs" and paths.data_folder("mine") == tmp_path / "mine"
-    monkeypatch.setenv("MESA_RUNS", str(tmp_path / "r"))
-    monkeypatch.setenv("MESA_DATA", str(tmp_path / "d"))
-    assert paths.runs() == tmp_path / "r" and paths.data_folder() == tmp_path / "d"
-    assert paths.data_folder("/else/where").as_posix() == "/else/where"
-
-
-@pytest.mark.parametrize(
-    ("path", "shown"),
-    [("ROOT/data/x", "data/x"), ("RUNS/clean/ab", "runs/clean/ab"), ("/somebody/secret/file.png", ".../file.png")],
-)
-def test_shown_paths_are_never_absolute(monkeypatch, tmp_path, path, shown):
-    monkeypatch.setenv("MESA_ROOT", str(tmp_path / "root"))
-    monkeypatch.setenv("MESA_RUNS", str(tmp_path / "made"))
-    path = path.replace("ROOT", str(tmp_path / "root")).replace("RUNS", str(tmp_path / "made"))
-    assert paths.display_path(path) == shown
-
-
-# --- the progress bar ------------------------------------------------------------------------------------
-
-
-def test_a_bar_passes_every_step_on(monkeypatch, tmp_path):
-    monkeypatch.setenv("MESA_PROGRESS", str(tmp_path / "progress"))
-    assert list(progress.progress_bar("abc", "letters")) == ["a", "b", "c"]
-    assert (tmp_path / "progress").read_text() == "letters 0/3"
-
-
-def test_a_display_that_cannot_be_written_stops_nothing(monkeypatch, tmp_path):
-    monkeypatch.setenv("MESA_PROGRESS", str(tmp_path))  # a folder
-    assert list(progress.progress_bar([1, 2], "numbers")) == [1, 2]
-
-
-def test_a_batch_run_is_quiet(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert sum(progress.progress_bar(range(5), "numbers")) == 10
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
@@ -137,3 +90,34 @@ def test_freed_memory_is_kept_for_the_next_step():
         pytest.skip("another C library")
     faults()
     assert faults() < 1000  # one of these tensors alone has 16,384 pages
+
+
+# --- seeds -----------------------------------------------------------------------------------------------
+
+
+def test_derived_seeds_have_their_published_values():
+    """A changed derivation changes every result: `store.artifacts.VERSION` must then rise."""
+    assert devices.derive_seed(0, "noise") == 1128612013
+    assert devices.derive_seed(7, "level", 2) == 1688277906
+
+
+def test_derived_seeds_differ_by_seed_purpose_and_number():
+    purposes = ["noise", "generator", "statistics network", "images", "level", ""]
+    seeds = [devices.derive_seed(seed, name, k) for seed in range(20) for name in purposes for k in range(20)]
+    assert len(set(seeds)) == len(seeds) == 20 * 6 * 20
+    assert all(isinstance(seed, int) and 0 <= seed < 2**31 for seed in seeds)
+    assert devices.derive_seed(1, "level", 11) != devices.derive_seed(11, "level", 1)
+    assert max(seeds) > 2**30 > min(seeds), "all 31 bits are used"
+
+
+def test_a_derived_seed_is_fit_for_every_generator():
+    seed = devices.derive_seed(2**31 - 1, "weights")
+    assert torch.equal(torch.rand(3, generator=devices.rng(seed)), torch.rand(3, generator=devices.rng(seed)))
+
+
+def test_one_thread_is_used_inside_and_restored():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="stopped"), devices.one_thread():
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("stopped")
+    assert torch.get_num_threads() == before

@@ -53,7 +53,7 @@ def test_the_last_quarter_of_the_noise_enters_the_last_layer_directly():
         assert torch.equal(G(z), G(same_end)) and not torch.allclose(G(z), G(other_end))
 
 
-def test_noise_laws():
+def test_noise_distributions():
     gaussian = generators.noise(20000, 4, "gaussian", rng())
     uniform = generators.noise(20000, 4, "uniform", rng())
     assert gaussian.shape == uniform.shape == (20000, 4)
@@ -62,13 +62,13 @@ def test_noise_laws():
     assert abs(float(uniform.mean()) - 0.5) < 0.01 and abs(float(uniform.std()) - 12**-0.5) < 0.01
 
 
-@pytest.mark.parametrize("law", generators.NOISES)
-def test_noise_follows_its_generator(family):
-    first, again, other = (generators.noise(5, 4, family, rng(seed)) for seed in (1, 1, 2))
+@pytest.mark.parametrize("kind", generators.NOISES)
+def test_noise_follows_its_generator(kind):
+    first, again, other = (generators.noise(5, 4, kind, rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_an_unknown_law_of_noise_is_refused():
+def test_an_unknown_noise_is_refused():
     with pytest.raises(ValueError, match="noise = 'cauchy'"):
         generators.noise(1, 4, "cauchy", rng())
 

@@ -14,14 +14,14 @@ def pairs(correlation, n=8000, seed=0):
 
 @pytest.mark.parametrize("correlation", [0.5, 0.8, 0.95])
 def test_the_estimate_is_near_the_closed_form(correlation):
-    found, history = mine.estimate(*pairs(correlation), steps=700, batch_size=256, hidden=32, lr=3e-3)
-    assert abs(found - -0.5 * math.log(1 - correlation**2)) < 0.1
+    information, history = mine.estimate(*pairs(correlation), steps=700, batch_size=256, hidden=32, lr=3e-3)
+    assert abs(information - -0.5 * math.log(1 - correlation**2)) < 0.1
     assert len(history) == 700 and history[-1] > history[0]
 
 
 def test_independent_samples_carry_no_information():
-    found, _ = mine.estimate(*pairs(0.0, seed=1), steps=150, batch_size=256, hidden=16)
-    assert abs(found) < 0.05
+    information, _ = mine.estimate(*pairs(0.0, seed=1), steps=150, batch_size=256, hidden=16)
+    assert abs(information) < 0.05
 
 
 def test_the_estimate_repeats():
@@ -82,12 +82,12 @@ def test_the_gradient_is_that_of_equation_12():
 
 
 def test_the_network_gives_one_value_a_pair_for_any_shape():
-    T = mine.build(3 * 2 * 2, 4, 8, False, 0)
+    T = mine.build(3 * 2 * 2, 4, 8, seed=0)
     assert T(torch.rand(5, 3, 2, 2), torch.rand(5, 4)).shape == (5,)
 
 
 def test_leaky_damps_the_negative_side_only():
-    linear, leaky = (mine.build(2, 2, 16, kind, 0) for kind in (False, True))
+    linear, leaky = (mine.build(2, 2, 16, leaky=kind, seed=0) for kind in (False, True))
     x, z = torch.randn(2, 200, 2, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for T in (linear, leaky):
@@ -98,19 +98,19 @@ def test_leaky_damps_the_negative_side_only():
 
 
 def test_weights_follow_the_seed():
-    first, again, other = (mine.build(2, 2, 4, False, seed).last.weight for seed in (1, 1, 2))
+    first, again, other = (mine.build(2, 2, 4, seed=seed).last.weight for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_an_estimate_does_not_depend_on_the_number_of_threads_and_leaves_it_as_it_was():
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(400, 4, generator=rng)
-    before, found = torch.get_num_threads(), []
+    before, estimates = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            found.append(mine.estimate(z + 0.5, z, steps=30, batch_size=64, hidden=16)[0])
+            estimates.append(mine.estimate(z + 0.5, z, steps=30, batch_size=64, hidden=16)[0])
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    assert found[0] == found[1]
+    assert estimates[0] == estimates[1]

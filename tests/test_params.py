@@ -1,3 +1,5 @@
+"""Parameters: every value is checked by name, in cells, files and overrides; former names are answered with the new."""
+
 import math
 import types
 from pathlib import Path
@@ -6,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mesa_lib import settings
+from mesa_lib import settings as presets
 from mesa_lib.experiments import params
-from mesa_lib.experiments.sweep import grid
-from mesa_lib.store import paths
 from mesa_lib.experiments.params import Params
+from mesa_lib.experiments.sweep import grid
+from mesa_lib.settings import RepairSettings, Settings
+from mesa_lib.store import paths
 
 FILES = sorted((paths.root() / "params").glob("*.yaml"))
 
@@ -43,16 +46,17 @@ def test_every_default_passes_its_own_check():
         ("target", -1), ("target", 1.5), ("target", True), ("seed", -1), ("seed", 2**31), ("split_seed", -3),
         ("steps", 0), ("steps", "many"), ("steps", 2.5), ("steps", None), ("batch_size", 1), ("batch_size", False),
         ("triggers_per_step", 1), ("images_per_trigger", 0), ("noise_dim", 6), ("noise_dim", 0), ("hidden", 0),
-        ("width", 0), ("image_size", 8), ("image_size", 1000), ("clean_epochs", 0), ("point_repeats", 0),
+        ("width", 0), ("image_size", 8), ("image_size", 1000), ("clean_epochs", 0), ("inversion_repeats", 0),
+        ("search_candidates", 0), ("search_generations", -1),
         ("alpha", True), ("alpha", "much"), ("poison_rate", [0.1]),
         ("dataset", "mnist"), ("dataset", 3), ("network", "vgg"), ("device", "tpu"), ("precision", "half"),
         ("augment", "mixup"), ("retrain_augment", True), ("schedule", "cosine"), ("start", "warm"),
-        ("generator", "gan"), ("noise", "cauchy"), ("critic", "relu"), ("hinge", "both"), ("place", "corner"),
+        ("generator", "gan"), ("noise", "cauchy"), ("critic", "relu"), ("hinge", "both"), ("placement", "corner"),
         ("gamma", "none"), ("data_dir", 3), ("checkpoint", None),
-        ("betas", "0.9,2"), ("betas", "0.9,"), ("betas", ""), ("betas", "0.9;0.8"), ("betas", "0"), ("betas", "1"),
-        ("betas", "nan"), ("betas", "-0.5"), ("betas", 1.5), ("betas", [0.9, 0.8]), ("betas", "high"),
+        ("betas", "0.9,2"), ("betas", "0.9,"), ("betas", ""), ("betas", "0.9;0.8"), ("betas", "0"), ("betas", "1.1"),
+        ("betas", "nan"), ("betas", "-0.5"), ("betas", 1.5), ("betas", [0.9, 8]), ("betas", ()), ("betas", "high"),
         ("trigger", True), ("trigger", 170), ("trigger", "bw:512"), ("trigger", "bw"), ("trigger", "file:absent.png"),
-        ("compare", "bw:97,bw:999"), ("compare", "97"),
+        ("compare_triggers", "bw:97,bw:999"), ("compare_triggers", "97"),
     ],
 )  # fmt: skip
 def test_an_impossible_value_is_refused_by_name_and_value(name, value):
@@ -65,17 +69,28 @@ def test_an_impossible_value_is_refused_by_name_and_value(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("poison_rate", 0.01), ("target", 51), ("alpha", 0.0), ("betas", "0.9"), ("betas", "0.9, 0.8"), ("betas", "1e-1"),
-     ("trigger", "color:3"), ("compare", ""), ("compare", "bw:1, color:2"), ("seed", 2**31 - 1)],
+    [("poison_rate", 0.01), ("target", 51), ("alpha", 0.0), ("trigger", "color:3"), ("compare_triggers", ""),
+     ("compare_triggers", "bw:1, color:2"), ("seed", 2**31 - 1), ("search_generations", 0)],
 )  # fmt: skip
 def test_a_possible_value_passes(name, value):
     assert getattr(params.check({name: value}), name) == value
 
 
-@pytest.mark.parametrize(("name", "value", "meant"), [("steps", 3.0, 3), ("alpha", 1, 1.0), ("betas", 0.5, "0.5")])
+@pytest.mark.parametrize(
+    ("value", "levels", "text"),
+    [("0.9", (0.9,), "0.9"), ("0.9, 0.8", (0.9, 0.8), "0.9,0.8"), ("1e-1", (0.1,), "0.1"), (0.5, (0.5,), "0.5"),
+     ("0.5,0.9,0.5", (0.9, 0.5), "0.9,0.5"), ([0.8, 0.9], (0.9, 0.8), "0.9,0.8"), (1, (1.0,), "1.0")],
+)  # fmt: skip
+def test_success_levels_are_sorted_and_dumped_as_text(value, levels, text):
+    p = params.check({"betas": value})
+    assert p.betas == levels and p.model_dump()["betas"] == text
+    assert params.check(p.model_dump()) == p
+
+
+@pytest.mark.parametrize(("name", "value", "meant"), [("steps", 3.0, 3), ("alpha", 1, 1.0)])
 def test_a_value_of_a_near_type_is_converted(name, value, meant):
-    found = getattr(params.check({name: value}), name)
-    assert found == meant and type(found) is type(meant)
+    converted = getattr(params.check({name: value}), name)
+    assert converted == meant and type(converted) is type(meant)
 
 
 def test_all_bad_values_are_named_at_once():
@@ -87,7 +102,32 @@ def test_all_bad_values_are_named_at_once():
 
 @pytest.mark.parametrize(("name", "value", "meant"), [("poison", 0.3, "poison_rate"), ("alphas", 7, "alpha")])
 def test_an_unknown_name_is_refused_with_its_value_and_a_hint(name, value, meant):
-    with pytest.raises(ValueError, match=rf"{name} = {value}: no notebook has such a parameter; did you mean {meant}"):
+    with pytest.raises(ValueError, match=rf"{name} = {value}: there is no such parameter; did you mean {meant}\?"):
+        params.check({name: value})
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(params.RENAMED.items()))
+def test_a_former_name_is_answered_with_the_new_one(write, old, new):
+    said = f"^{old} = 3: this parameter was renamed; write {new}$"
+    for refused in (
+        lambda: params.read([write(f"{old}: 3")]),
+        lambda: params.read([], [f"{old}=3"]),
+        lambda: params.from_notebook({old: 3}),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refused()
+    assert new in Params.model_fields and old not in Params.model_fields
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "new"),
+    [("trigger", "colour:3", "color:3"), ("compare_triggers", "bw:1,colour:3", "color:3"),
+     ("attack", "spot", "fixed-location")],
+)  # fmt: skip
+def test_a_former_value_is_answered_with_the_new_one(name, value, new):
+    with pytest.raises(
+        ValueError, match=f"^{name} = '{value}': this {name.split('_')[-1].rstrip('s')} was renamed; write {new} "
+    ):
         params.check({name: value})
 
 
@@ -122,7 +162,7 @@ def test_an_empty_file_changes_nothing(write):
 def test_later_files_and_overrides_win(write):
     first, second = write("alpha: 1\nsteps: 7\nseed: 5", "a.yaml"), write("alpha: 2\nsteps: 8", "b.yaml")
     p = params.read([first, second], ["alpha=3", "data_dir=", "trigger=bw:7", "betas=0.7,0.6"])
-    assert (p.seed, p.steps, p.alpha, p.data_dir, p.trigger, p.betas) == (5, 8, 3, "", "bw:7", "0.7,0.6")
+    assert (p.seed, p.steps, p.alpha, p.data_dir, p.trigger, p.betas) == (5, 8, 3, "", "bw:7", (0.7, 0.6))
 
 
 @pytest.mark.parametrize("text", ["alpha", "alpha:3", ""])
@@ -156,7 +196,7 @@ def test_a_bad_file_is_refused_by_name_in_one_line(write, text):
 
 
 def test_a_name_given_twice_is_named(write):
-    with pytest.raises(ValueError, match="alpha stands there twice"):
+    with pytest.raises(ValueError, match="alpha is given twice"):
         params.read([write("alpha: 1\nsteps: 3\nalpha: 1")])
 
 
@@ -175,40 +215,50 @@ def test_the_published_files_are_there():
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_every_file_passes(file):
     p, values = params.read([file]), params.read_yaml(file)
-    assert values and all(getattr(p, name) == value for name, value in values.items())
-    assert isinstance(p.mesa(), settings.Settings)
+    written = p.model_dump()
+    assert values and all(written[name] == value for name, value in values.items())
+    assert type(p.modeling_settings()) is Settings and type(p.repair_settings()) is RepairSettings
 
 
 def test_digits_yaml_holds_the_defaults():
     assert params.read([paths.root() / "params" / "digits.yaml"]) == Params()
 
 
-@pytest.mark.parametrize("name", sorted(settings.PRESETS))
+@pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_a_preset_file_is_the_preset(name):
-    file, preset = paths.root() / "params" / f"{name}.yaml", settings.PRESETS[name]
-    assert params.read_yaml(file) == params.preset_parameters(preset)
-    assert params.read([file]).mesa() == preset
+    file, preset = paths.root() / "params" / f"{name}.yaml", presets.PRESETS[name]
+    assert params.read_yaml(file) == preset.model_dump()
+    assert params.read([file]).modeling_settings() == preset
 
 
-# --- settings of the staircase ---------------------------------------------------------------------------
+# --- settings of modeling and repair ---------------------------------------------------------------------
 
 
 def test_settings_follow_the_parameters():
-    p = params.check(
-        {"trigger": "bw:1", "betas": "0.5,0.9,0.5", "triggers_per_step": 9, "modeling_lr": 0.5, "seed": 4}
-    )
-    s = p.mesa()
-    assert (s.betas, s.batch, s.lr, s.seed, s.trigger_size) == ((0.9, 0.5), 9, 0.5, 4, (3, 3))
-    assert p.mesa(alpha=10).alpha == 10 and p.mesa().alpha == p.alpha
+    p = params.check({"betas": "0.5,0.9,0.5", "triggers_per_step": 9, "modeling_lr": 0.5, "repair_rate": 0.4})
+    s = p.modeling_settings()
+    assert (s.betas, s.triggers_per_step, s.modeling_lr) == ((0.9, 0.5), 9, 0.5)
+    assert p.repair_settings().repair_rate == 0.4
+    assert p.modeling_settings(alpha=10).alpha == 10 and p.modeling_settings().alpha == p.alpha
 
 
-@pytest.mark.parametrize("name", sorted(set(Params.model_fields) & set(settings.Settings.__dataclass_fields__)))
-def test_no_setting_is_left_behind(name):
-    """A parameter that is also a setting of the staircase reaches it."""
+@pytest.mark.parametrize("name", sorted(Params.model_fields))
+def test_a_setting_reaches_modeling_and_repair_and_no_other_parameter_does(name):
     words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
-             "place": "batch", "gamma": "entropy", "scale": "log"}  # fmt: skip
-    other = words[name] if name in words else getattr(Params(), name) * 2 or 3
-    before, changed = vars(Params().mesa()), vars(params.check({name: other}).mesa())
+             "placement": "batch", "gamma": "entropy", "hinge_scale": "log", "schedule": "constant",
+             "retrain_augment": "none"}  # fmt: skip
+    declared = {n for n in (*Settings.model_fields, *RepairSettings.model_fields)}
+    if name not in declared:
+        assert name not in Params().modeling_settings().model_dump() | Params().repair_settings().model_dump()
+        return
+    default = getattr(Params(), name)
+    p = (
+        params.check({name: words.get(name) or default * 2 or 3})
+        if name != "repair_rate"
+        else params.check({name: 0.3})
+    )
+    before = Params().modeling_settings().model_dump() | Params().repair_settings().model_dump()
+    changed = p.modeling_settings().model_dump() | p.repair_settings().model_dump()
     assert {setting for setting in before if before[setting] != changed[setting]} == {name}
 
 
@@ -220,8 +270,27 @@ def test_a_notebook_gives_its_plain_values():
         "alpha": 0.5, "trigger": "bw:7", "params": params, "np": types, "Path": Path, "show": print, "Params": Params,
         "_": 3, "_i1": "alpha = 3", "__name__": "__main__", "In": ["", "x"], "Out": {}, "cache": {}, "p": Params(),
     }  # fmt: skip
+    before = dict(namespace)
     p = params.from_notebook(namespace)
     assert p == params.check({"alpha": 0.5, "trigger": "bw:7"})
+    assert namespace == before, "nothing is written into the notebook"
+
+
+def test_a_notebook_that_is_run_again_has_variables_of_its_own():
+    """The names are those of the first call, which `p` has recorded."""
+    namespace = {"alpha": 0.5, "trigger": "bw:7"}
+    namespace["p"] = params.from_notebook(namespace)
+    namespace |= {"alpha": 2, "rows": [1], "best": 0.5, "other": params.check({"steps": 3}), "seed": None}
+    assert params.from_notebook(namespace) == params.check({"alpha": 2, "trigger": "bw:7"})
+    with pytest.raises(ValueError, match="trigger = <object"):
+        params.from_notebook(namespace | {"trigger": object()})
+
+
+def test_a_first_call_that_failed_is_followed_by_a_first_call():
+    namespace = {"alpha": 0.5, "alhpa": 3}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="alhpa = 3"):
+            params.from_notebook(namespace)
 
 
 @pytest.mark.parametrize("value", ["x", 3, 0.5, True, None, [1], (1,)])
@@ -237,9 +306,9 @@ def test_a_notebook_with_an_impossible_value_is_refused():
 
 @pytest.mark.parametrize("kinds", ["", "filter", "filters,filters", "filters, reformers"])
 def test_kinds_of_defenses_are_known_and_named_once(kinds):
-    assert params.check({"kinds": "filters,reformers"}).kinds == "filters,reformers"
+    assert params.check({"defense_kinds": "filters,reformers"}).defense_kinds == "filters,reformers"
     with pytest.raises(ValueError, match="expected some of detectors, repairers, filters, reformers"):
-        params.check({"kinds": kinds})
+        params.check({"defense_kinds": kinds})
 
 
 # --- files that are none ---------------------------------------------------------------------------------
@@ -298,7 +367,7 @@ ALIASES = "\n".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("a
         ("seed: " + "9" * 6000, "'mine.yaml': Exceeds the limit"),
         ("seed: 0x" + "F" * 6000, "seed = a number of thousands of digits"),
         ("trigger: " + "x" * 10**6, r"trigger = 'xxx.*\.\.\."),
-        ("? " + "x" * 10**5 + "\n: 1", "no notebook has such a parameter"),
+        ("? " + "x" * 10**5 + "\n: 1", "there is no such parameter"),
         ("seed: 2020-13-45", "'mine.yaml': month must be in 1..12"),
     ],
 )  # fmt: skip

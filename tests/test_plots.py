@@ -8,11 +8,11 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from mesa_lib import mine
-from mesa_lib import settings
-from mesa_lib import staircase
+from mesa_lib import mine, staircase
 from mesa_lib.evaluation import intervals
 from mesa_lib.reporting import plots
+from mesa_lib.reporting.plots import benchmark, distribution, repair, scan, style, training
+from mesa_lib.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -31,9 +31,10 @@ def test_a_gallery_has_a_cell_an_image_and_its_titles():
 
 def test_training_curves_show_every_history():
     history = [{"epoch": e, "loss": 1 / e, "accuracy": 1 - 1 / e} for e in (1, 2, 3)]
-    figure = plots.training_curves({"clean": history, "attacked": history})
+    figure = plots.training_curves({"clean model": history, "attacked": history})
     assert [len(a.lines) for a in figure.axes] == [2, 2]
     assert list(figure.axes[1].lines[0].get_ydata()) == [h["accuracy"] for h in history]
+    assert [line.get_color() for line in figure.axes[0].lines] == [plots.COLORS[n] for n in ("clean model", "attacked")]
 
 
 def test_mine_curves_end_near_a_dashed_line():
@@ -53,27 +54,29 @@ def test_a_map_has_groups_and_marks():
 def test_maps_in_a_row_share_one_embedding_or_have_their_own():
     one = {"a": torch.rand(20, 3, 2, 2)}, {"original": torch.zeros(3, 2, 2), "its inverse": torch.ones(3, 2, 2)}
     for shared in (True, False):
-        figure = plots.side_by_side({"x": one, "y": one, "z": one}, method="pca", shared=shared)
+        figure = plots.distribution_maps({"x": one, "y": one, "z": one}, method="pca", shared=shared)
         drawn = [axis.collections[0].get_offsets().data for axis in figure.axes]
         assert abs(drawn[0] - drawn[1]).max() < 1e-4 and [axis.get_title() for axis in figure.axes] == ["x", "y", "z"]
         assert (figure.axes[0].get_xlim() == figure.axes[2].get_xlim()) and len(figure.legends) == 1
     other = {"a": 3 * torch.rand(20, 3, 2, 2)}, one[1]
-    wide = plots.side_by_side({"x": one, "y": other}, method="pca", shared=True)
+    wide = plots.distribution_maps({"x": one, "y": other}, method="pca", shared=True)
     spread = [float(axis.collections[0].get_offsets().data.std()) for axis in wide.axes]
     assert spread[1] > 1.5 * spread[0] and wide.axes[0].get_xlim() == wide.axes[1].get_xlim()
 
 
-def test_a_sweep_has_a_panel_a_quantity():
-    figure = plots.sweep([0, 0.1], {"ASR": {"x": [1, 0.5], "y": [0.9, 0.1]}, "distance": {"x": [0, 1]}}, "alpha")
+def test_a_parameter_sweep_has_a_panel_for_each_quantity():
+    figure = plots.parameter_sweep(
+        [0, 0.1], {"ASR": {"x": [1, 0.5], "y": [0.9, 0.1]}, "distance": {"x": [0, 1]}}, "alpha"
+    )
     assert [len(a.lines) for a in figure.axes] == [2, 1] and figure.axes[1].get_ylabel() == "distance"
 
 
 def test_controls_show_rate_and_interval():
-    found = intervals.proportion(torch.tensor([True, False, False, False]))
-    floor = intervals.proportion(torch.tensor([False, True, False, True, True]))
-    models = ("clean, never attacked", "attacked", "MESA", "clean, repaired")
-    rows = [{"model": m, "asr": floor if m == models[0] else found} for m in models]
-    figure = plots.controls(rows)
+    one_of_four = intervals.proportion(torch.tensor([True, False, False, False]))
+    clean = intervals.proportion(torch.tensor([False, True, False, True, True]))
+    models = ("clean model", "attacked", "MESA", "clean model, repaired")
+    rows = [{"model": m, "asr": clean if m == models[0] else one_of_four} for m in models]
+    figure = plots.asr_by_control(rows)
     (axis,) = figure.axes
     assert [round(bar.get_width(), 3) for bar in axis.patches] == [60.0, 25.0, 25.0, 25.0]
     assert [t.get_text() for t in axis.get_yticklabels()] == list(models)
@@ -82,25 +85,41 @@ def test_controls_show_rate_and_interval():
     assert round(float(line.get_xdata()[0]), 3) == 60.0
 
 
+def test_a_row_has_the_color_of_its_name_or_of_what_it_is_a_variant_of():
+    names = {"single inversion 2": "single inversion", "MESA rounds": "MESA", "MESA, target unknown": "MESA"}
+    names |= {name: name for name in plots.COLORS}
+    assert {name: style.color(name) for name in names} == {name: plots.COLORS[base] for name, base in names.items()}
+    assert style.color("beta 0.9") == style.OTHER and len(set(plots.COLORS.values())) >= 9
+
+
 def test_the_other_figures_take_what_the_library_makes():
-    settings = settings.Settings(betas=(0.9, 0.5), steps=4, batch=8, hidden=8, noise_dim=4)
+    settings = Settings(betas=(0.9, 0.5), steps=4, triggers_per_step=8, hidden=8, noise_dim=4)
     fitted = staircase.fit_staircase(lambda points, rng: points.mean(1, keepdim=True), (2,), settings)
     assert len(plots.modeling_curves(fitted.levels).axes) == 3
     toy = plots.toy_staircase(torch.rand(10, 10), {"level": fitted.sample(5, torch.Generator().manual_seed(0))})
     assert len(toy.axes) == 2
     histogram = plots.success_histogram({"a": torch.rand(10), "b": torch.rand(10)})
     assert len(histogram.axes[0].patches) >= 2
-    assert plots.location_heatmap(torch.rand(5, 5), "places").axes[0].get_title() == "places"
+    assert plots.location_heatmap(torch.rand(5, 5), "locations").axes[0].get_title() == "locations"
 
 
-def test_rounds_show_the_truth_beside_what_each_means_of_a_look_found():
+def test_rounds_show_the_truth_beside_what_each_residual_check_measured():
     records = [
         {"asr": 0.9, "searched": 0.1, "sampled": 0.7, "earlier": 0.0},
         {"asr": 0.02, "searched": 0.05, "sampled": 0.01, "earlier": 0.03},
     ]
-    figure = plots.rounds({"one": records, "two": records[:1]}, clear_below=0.2, floors=(0.004, 0.01))
-    truth, own, fresh, searched, bound, floor = figure.axes[0].lines
-    assert list(truth.get_ydata()) == [90, 2] and list(own.get_ydata()) == [0.3, 3], "0 has no place on the axis"
-    assert list(fresh.get_ydata()) == [70, 1] and list(searched.get_ydata()) == [10, 5]
-    assert bound.get_ydata()[0] == 20 and floor.get_ydata()[0] == pytest.approx(0.4)
+    figure = plots.repair_rounds({"one": records, "two": records[:1]}, clear_below=0.2, clean_model_asr=(0.004, 0.01))
+    truth, earlier, sampled, searched, threshold, clean = figure.axes[0].lines
+    assert list(truth.get_ydata()) == [90, 2] and list(earlier.get_ydata()) == [0.3, 3], "a logarithmic axis has no 0"
+    assert list(sampled.get_ydata()) == [70, 1] and list(searched.get_ydata()) == [10, 5]
+    assert threshold.get_ydata()[0] == 20 and clean.get_ydata()[0] == pytest.approx(0.4)
     assert [a.get_title() for a in figure.axes] == ["one", "two"]
+
+
+def test_every_public_function_of_a_module_is_on_the_facade():
+    for module in (benchmark, distribution, repair, scan, training):
+        functions = [
+            name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
+        ]
+        public = {name for name in functions if not name.startswith("_")}
+        assert public <= set(plots.__all__), module.__name__

@@ -4,7 +4,6 @@ import json
 import pickle
 import struct
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +18,6 @@ from mesa_lib import store
 from mesa_lib.cli import main
 from mesa_lib.models import networks
 from mesa_lib.reporting.html import scan as scan_report
-from mesa_lib.scan.reading import images as folders
 from mesa_lib.scan.reading import model as models
 from mesa_lib.data import Split
 from mesa_lib.defenses.mesa.detector import MESA
@@ -35,9 +33,6 @@ from mesa_lib.scan.detector import margin
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.scanner import Scanner
 
-# --- images ----------------------------------------------------------------------------------------------
-
-
 def picture(mode="RGB", size=(16, 16), color=0):
     return Image.new(mode, size, color)
 
@@ -50,100 +45,6 @@ def tree(tmp_path):
         for i in range(6):
             picture(color=(80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
     return tmp_path / "images"
-
-
-def test_a_folder_is_read_in_the_order_of_its_names(tree):
-    found = scanning.read_images(tree)
-    assert found.classes == ("cat", "dog", "owl") and found.split.images.shape == (18, 3, 16, 16)
-    assert found.split.images.dtype == torch.uint8 and found.split.labels.bincount().tolist() == [6, 6, 6]
-    assert set(found.split.images[found.split.labels == 1][:, 0].unique().tolist()) == {80}
-    assert "18 images in 3 classes (6 to 6 each), 16x16" in found.notes[0] and "few" in found.notes[1]
-
-
-def test_classes_can_have_the_models_order(tree):
-    found = scanning.read_images(tree, classes=("owl", "cat", "dog"))
-    assert found.classes == ("owl", "cat", "dog")
-    assert set(found.split.images[found.split.labels == 0][:, 0].unique().tolist()) == {160}
-    with pytest.raises(ValueError, match="classes = cat, dog: expected the folders' names; differs in owl"):
-        scanning.read_images(tree, classes=("cat", "dog"))
-
-
-def test_what_is_odd_about_images_is_handled_and_said(tree):
-    clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))  # red, and not to be seen
-    clear.save(tree / "cat" / "clear.png")
-    picture("RGBA", color=(1, 2, 3, 255)).save(tree / "cat" / "opaque.png")
-    picture(size=(20, 12), color="white").save(tree / "dog" / "wide.png")
-    Image.fromarray(np.full((16, 16), 65535, np.uint16)).save(tree / "dog" / "deep.png")
-    frames = [picture(color="black"), picture(color="red")]
-    frames[0].save(tree / "owl" / "moving.gif", save_all=True, append_images=frames[1:], duration=50)
-    (tree / "owl" / "broken.png").write_bytes((tree / "owl" / "0.png").read_bytes()[:40])
-    (tree / "owl" / "notes.txt").write_text("no image")
-    found = scanning.read_images(tree)
-    said = " ".join(found.notes)
-    for what in (
-        "1 images were transparent in part and were put on white",
-        "1 images had another size and were resized to 16x16",
-        "1 images had more than 8 bits a channel",
-        "1 images were animations",
-        "1 files could not be read and were left out: broken.png",
-    ):
-        assert what in said, said
-    white = (found.split.images == 255).flatten(1).all(1)
-    assert int(white.sum()) == 3, "the transparent one, the wide one and the deep one"
-
-
-BAD_FOLDERS = {
-    "nowhere": (lambda tree: tree / "nowhere", "no such folder"),
-    "one class": (lambda tree: one_class(tree), "1 class folders; expected two or more"),
-    "empty class": (lambda tree: (tree / "emu").mkdir() or tree, r"too few images in emu \(0\); expected at least 4"),
-    "few": (lambda tree: [f.unlink() for f in list((tree / "cat").iterdir())[:3]] and tree, r"cat \(3\)"),
-    "mostly broken": (
-        lambda tree: [f.write_bytes(b"nothing") for f in (tree / "cat").iterdir()] and tree,
-        "6 of 18 images cannot be read, the first is 0.png",
-    ),
-    "wide": (
-        lambda tree: [picture(size=(20, 12)).save(f) for f in tree.rglob("*.png")] and tree,
-        "most images are 20x12; name the side of the model's input with image_size",
-    ),
-}
-
-
-def one_class(tree):
-    for name in ("dog", "owl"):
-        for file in (tree / name).iterdir():
-            file.unlink()
-        (tree / name).rmdir()
-    return tree
-
-
-@pytest.mark.parametrize("what", BAD_FOLDERS)
-def test_a_folder_that_cannot_be_used_is_refused_in_one_message(what, tree):
-    make, said = BAD_FOLDERS[what]
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
-        scanning.read_images(make(tree))
-
-
-def test_a_small_file_that_holds_a_huge_image_is_left_out(tree):
-    Image.new("1", (9000, 9000)).save(tree / "cat" / "huge.png")
-    assert (tree / "cat" / "huge.png").stat().st_size < 100_000
-    assert any("left out: huge.png" in note for note in scanning.read_images(tree).notes)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 200), st.binary(min_size=1, max_size=6))
-def test_no_image_file_ends_in_a_traceback(tmp_path, at, junk):
-    file = tmp_path / "image.png"
-    picture(color=(1, 2, 3)).save(file)
-    whole = bytearray(file.read_bytes())
-    begin = min(at, len(whole) - 1)
-    whole[begin : begin + len(junk)] = junk
-    file.write_bytes(whole)
-    try:
-        image, _ = folders.decode(file)
-    except ValueError as error:
-        assert "image.png" in str(error)
-    else:
-        assert image.mode == "RGB"
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------

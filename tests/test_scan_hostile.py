@@ -8,8 +8,6 @@ import os
 import re
 import struct
 import time
-import zlib
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -31,7 +29,6 @@ from mesa_lib.models import networks
 from mesa_lib.scan import accuracy
 from mesa_lib.scan import false_positives
 from mesa_lib.scan.reading import checkpoint
-from mesa_lib.scan.reading import images as folders
 from mesa_lib.scan.reading import model as models
 from mesa_lib.store import paths
 from mesa_lib.store import sanitize
@@ -184,84 +181,8 @@ def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
 
 def test_names_are_shown_without_what_steers_a_terminal():
     assert sanitize.sanitize("a\x1b[2J\u202eb\ud800") == r"a\x1b[2J\u202eb\ud800"
-    assert len(sanitize.sanitize(1000 * "x")) == sanitize.LONGEST
+    assert len(sanitize.sanitize(1000 * "x")) == sanitize.MAX_LENGTH
     assert sanitize.sanitize_list(["a", "b", "c", "d"]) == "a, b, c ..."
-
-
-# --- images ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """Two classes of six images, 16x16."""
-    for k, name in enumerate(("cat", "dog")):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(6):
-            Image.new("RGB", (16, 16), (80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
-    return tmp_path / "images"
-
-
-def test_no_decoder_starts_a_program(tree, tmp_path, monkeypatch):
-    program = tmp_path / "bin" / "gs"
-    program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
-    (tree / "cat" / "eps.png").write_bytes(page)
-    assert "1 files could not be read and were left out: eps.png" in " ".join(scanning.read_images(tree).notes)
-    assert not (tmp_path / "started").exists()
-
-
-def test_depth_and_number_of_files_have_limits(tree, monkeypatch):
-    deep = tree / "cat"
-    for _ in range(folders.DEPTH + 5):
-        deep = deep / "d"
-    deep.mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"folders nested more than {folders.DEPTH} deep; expected images in class"):
-        scanning.read_images(tree)
-    monkeypatch.setattr(folders, "FILES", 5)
-    with pytest.raises(ValueError, match="more than 5 files"):
-        folders.pictures(tree / "dog", Counter())
-
-
-def test_sides_and_bytes_have_limits(tree, monkeypatch):
-    for size in (0, -3, 7, 1025):
-        with pytest.raises(ValueError, match=f"image_size = {size}: expected a side of 8 to 1024 pixels"):
-            scanning.read_images(tree, size)
-    monkeypatch.setattr(folders, "BYTES", 9000)
-    with pytest.raises(ValueError, match="12 images of 16x16; expected at most 4 GB"):
-        scanning.read_images(tree)
-    monkeypatch.setattr(folders, "SIDES", (20, 1024))
-    with pytest.raises(ValueError, match="most images are 16x16; name the side .* .20 to 1024"):
-        scanning.read_images(tree)
-
-
-def test_a_name_that_is_no_text_is_refused(tree):
-    os.mkdir(os.fsencode(tree) + b"/caf\xe9")
-    with pytest.raises(ValueError, match=r"folder 'caf\\udce9'; expected a name in UTF-8") as told:
-        scanning.read_images(tree)
-    assert str(told.value).isprintable()
-
-
-def test_hidden_files_are_no_images_and_links_to_folders_are_not_followed(tree):
-    (tree / "cat" / "._0.png").write_bytes(b"resource fork")
-    (tree / "cat" / "loop").symlink_to(tree, target_is_directory=True)
-    found = scanning.read_images(tree)
-    assert len(found.split.labels) == 12 and "could not be read" not in " ".join(found.notes)
-
-
-def test_colors_and_depths_are_converted_and_said_or_refused(tree):
-    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tree / "cat" / "ink.jpg")
-    Image.fromarray(np.full((16, 16), 0.5, np.float32)).save(tree / "cat" / "half.tif")
-    found = scanning.read_images(tree)
-    said = " ".join(found.notes)
-    assert "1 images had the colors CMYK" in said and "1 images had more than 8 bits" in said
-    assert 128 in found.split.images[found.split.labels == 0].flatten(1).float().mean(1).round().tolist()
-    for value in (float("nan"), 7.0):
-        Image.fromarray(np.full((16, 16), value, np.float32)).save(tree / "dog" / "odd.tif")
-        with pytest.raises(ValueError, match="odd.tif: values from .*; expected 0 to 1"):
-            folders.decode(tree / "dog" / "odd.tif")
 
 
 # --- models ----------------------------------------------------------------------------------------------
@@ -612,38 +533,6 @@ def test_a_network_below_a_name_is_read_or_said_to_be_there(tmp_path):
 def test_safetensors_are_known_by_their_content(tmp_path):
     save_file(weights(), tmp_path / "model.pt")
     assert models.read(tmp_path / "model.pt", "smallcnn", 3)(shows()).shape == (4, 3)
-
-
-# --- folders ---------------------------------------------------------------------------------------------
-
-
-def test_a_folder_without_images_is_told_as_such(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        (tmp_path / "images" / name / "0.heic").write_bytes(b"of a telephone")
-    with pytest.raises(
-        ValueError, match=r"no images .endings that are not read: 2 \.heic.; expected files that end in"
-    ):
-        scanning.read_images(tmp_path / "images")
-
-
-def test_what_is_not_done_to_images_is_said(tree):
-    turned, marks = Image.new("RGB", (16, 16)), Image.Exif()
-    marks[0x0112] = 6
-    turned.save(tree / "cat" / "turned.jpg", exif=marks)
-    Image.new("RGB", (32, 16)).save(tree / "cat" / "wide.png")
-    (tree / "cat" / "more.jfif").write_bytes(b"?")
-    deep = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)  # 16 bits a channel, in color
-
-    def chunk(kind: bytes, held: bytes) -> bytes:
-        return struct.pack(">I", len(held)) + kind + held + struct.pack(">I", zlib.crc32(kind + held))
-
-    rows = zlib.compress(b"".join(b"\0" + 16 * 6 * b"\x80" for _ in range(16)))
-    whole = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", deep) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    (tree / "dog" / "deep.png").write_bytes(whole)
-    said = " ".join(scanning.read_images(tree).notes)
-    for what in ("should be turned (EXIF), which was not done", "were not square", "more than 8 bits", "1 .jfif"):
-        assert what in said, said
 
 
 def test_seeds_that_no_generator_takes_are_refused():

@@ -1,15 +1,13 @@
-import io
-import pickle
+"""Patterns, random families, diversity, stamping."""
 
-import numpy as np
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from mesa_lib import triggers
-from mesa_lib.data import trigger_spec
 
 PUBLISHED = [
     0, 1, 2, 3, 5, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 21, 23, 26, 27, 28, 29, 30, 40, 41, 42, 43, 45, 56, 57,
@@ -25,7 +23,7 @@ def number_of(grid: torch.Tensor) -> int:
     return int("".join(str(int(v)) for v in grid.flatten()), 2)
 
 
-# --- patterns and orbits ---------------------------------------------------------------------------------
+# --- patterns and orbits ----------------------------------------------------------------------------------
 
 
 def test_there_are_51_disjoint_orbits_that_cover_all_patterns():
@@ -62,7 +60,7 @@ def test_a_pattern_has_its_number(number):
     assert number_of(triggers.pattern(number)[0]) == number
 
 
-# --- colors and files -----------------------------------------------------------------------------------
+# --- colors -----------------------------------------------------------------------------------------------
 
 
 def test_colors_repeat_and_differ_by_number():
@@ -76,124 +74,17 @@ def test_colors_lie_on_the_8_bit_grid():
     assert torch.allclose(levels, levels.round(), atol=1e-4) and levels.max() <= 255 and levels.min() >= 0
 
 
-def test_a_color_trigger_survives_a_png_file(tmp_path):
-    trigger = triggers.color(8, size=4)
-    Image.fromarray((trigger * 255).round().byte().permute(1, 2, 0).numpy()).save(tmp_path / "t.png")
-    assert torch.allclose(trigger_spec.parse_trigger(f"file:{tmp_path}/t.png"), trigger)
-
-
-ROW = np.arange(2 * 5 * 3, dtype=np.uint8).reshape(2, 5, 3) * 8  # (h, w, 3) with h != w
-
-
-@pytest.mark.parametrize(
-    "array",
-    [
-        pytest.param(ROW, id="uint8-last"),
-        pytest.param(ROW.transpose(2, 0, 1), id="uint8-first"),
-        pytest.param(ROW.astype(np.float32) / 255, id="float32-last"),
-        pytest.param(ROW.transpose(2, 0, 1).astype(np.float64) / 255, id="float64-first"),
-    ],
-)
-def test_an_npy_trigger_is_read_in_either_layout(tmp_path, array):
-    np.save(tmp_path / "t.npy", array)
-    found = trigger_spec.parse_trigger(f"file:{tmp_path}/t.npy")
-    assert found.shape == (3, 2, 5) and found.dtype == torch.float32
-    assert torch.allclose(found, torch.from_numpy(ROW).permute(2, 0, 1) / 255)
-
-
-def npy(array) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array, allow_pickle=True)
-    return stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("text.png", b"no image at all"),
-        ("empty.png", b""),
-        ("text.npy", b"no array at all"),
-        ("empty.npy", b""),
-        ("cut.npy", npy(np.zeros((3, 3, 3)))[:-8]),
-        ("flat.npy", npy(np.zeros((3, 3)))),
-        ("gray.npy", npy(np.zeros((4, 4, 1)))),
-        ("letters.npy", npy(np.full((3, 3, 3), "a"))),
-        ("nothing.npy", npy(np.zeros((0, 3, 3)))),
-        ("high.npy", npy(np.full((3, 3, 3), 1.5))),
-        ("low.npy", npy(np.full((3, 3, 3), -0.5))),
-        ("nan.npy", npy(np.full((3, 3, 3), np.nan))),
-        ("pickle.npy", npy(np.full((3, 3, 3), None, dtype=object))),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_bad_trigger_file_is_refused_by_name(tmp_path, name, content):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=name):
-        trigger_spec.parse_trigger(f"file:{tmp_path}/{name}")
-
-
-def test_a_missing_trigger_file_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match="absent.png"):
-        trigger_spec.parse_trigger(f"file:{tmp_path}/absent.png")
-
-
-class Evil:
-    """Unpickling it makes a file."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return open, (str(self.mark), "w")
-
-
-def test_an_npy_file_cannot_run_code(tmp_path):
-    content = npy(np.full((3, 3, 3), Evil(tmp_path / "ran"), dtype=object))
-    (tmp_path / "evil.npy").write_bytes(content)
-    with pytest.raises(ValueError, match="evil.npy"):
-        trigger_spec.load_trigger(tmp_path / "evil.npy")
-    assert not (tmp_path / "ran").exists()
-    np.load(tmp_path / "evil.npy", allow_pickle=True)  # the trap works
-    assert (tmp_path / "ran").exists()
-
-
-def test_a_raw_pickle_named_npy_cannot_run_code(tmp_path):
-    (tmp_path / "evil.npy").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
-    with pytest.raises(ValueError, match="evil.npy"):
-        trigger_spec.load_trigger(tmp_path / "evil.npy")
-    assert not (tmp_path / "ran").exists()
-
-
-# --- names -----------------------------------------------------------------------------------------------
-
-
-def test_names_mean_what_they_say():
-    assert torch.equal(trigger_spec.parse_trigger("bw:170"), triggers.pattern(170))
-    assert torch.equal(trigger_spec.parse_trigger("color:3"), triggers.color(3))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    ["", "170", "bw", "bw:", "bw:-1", "bw:512", "bw:1.5", "bw:x", "bw:²", "color:", "color:-1", "color:99999999999",
-     "file:", "color:3", "BW:170", "on", "True"],
-)  # fmt: skip
-def test_a_wrong_name_is_refused_by_its_value(spec):
-    with pytest.raises(ValueError) as error:
-        trigger_spec.parse_trigger(spec)
-    assert spec in str(error.value) and "trigger" in str(error.value)
-
-
 @pytest.mark.parametrize("number", [-1, 512])
 def test_a_pattern_number_out_of_range_is_refused(number):
     with pytest.raises(ValueError, match=str(number)):
         triggers.pattern(number)
 
 
-# --- random triggers -------------------------------------------------------------------------------------
+# --- random triggers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("law", triggers.FAMILIES)
-def test_random_triggers_follow_their_law(family):
+@pytest.mark.parametrize("family", triggers.FAMILIES)
+def test_random_triggers_follow_their_family(family):
     drawn = triggers.random_triggers(2000, family, rng(), (2, 5))
     assert drawn.shape == (2000, 3, 2, 5) and drawn.min() >= 0 and drawn.max() <= 1
     assert abs(float(drawn.mean()) - 0.5) < 0.02
@@ -206,15 +97,33 @@ def test_random_triggers_follow_their_law(family):
     assert torch.equal(drawn, triggers.random_triggers(2000, family, rng(), (2, 5)))
 
 
-def test_an_unknown_law_is_refused():
-    with pytest.raises(ValueError, match="gaussian"):
+def test_an_unknown_family_is_refused():
+    with pytest.raises(ValueError, match="family = 'gaussian': expected one of uniform"):
         triggers.random_triggers(1, "gaussian", rng())
 
 
-# --- stamping --------------------------------------------------------------------------------------------
+# --- diversity --------------------------------------------------------------------------------------------
 
 
-def test_every_place_is_hit_equally_often():
+def test_identical_triggers_have_no_diversity():
+    assert triggers.diversity(torch.rand(1, 3, 3, 3).expand(20, 3, 3, 3)) == {"distance": 0, "std": 0}
+
+
+def test_diversity_of_known_families():
+    rng = torch.Generator().manual_seed(0)
+    uniform = triggers.diversity(torch.rand(200, 3, 10, 10, generator=rng))
+    binary = triggers.diversity(torch.rand(200, 3, 10, 10, generator=rng).round())
+    assert uniform["distance"] == pytest.approx(math.sqrt(1 / 6), abs=0.01)
+    assert uniform["std"] == pytest.approx(math.sqrt(1 / 12), abs=0.01)
+    assert binary["distance"] == pytest.approx(math.sqrt(1 / 2), abs=0.01)
+    two = triggers.diversity(torch.tensor([[0.0, 0.0], [0.6, 0.8]]))
+    assert two["distance"] == pytest.approx(math.sqrt(0.5))
+
+
+# --- stamping ---------------------------------------------------------------------------------------------
+
+
+def test_every_location_is_hit_equally_often():
     counts = torch.zeros(32 * 32)
     white, source = torch.ones(3, 3, 3), rng()
     for _ in range(5):
@@ -222,7 +131,7 @@ def test_every_place_is_hit_equally_often():
         counts += stamped[:, 0].flatten(1).argmax(1).bincount(minlength=32 * 32)
     counts = counts.reshape(32, 32)
     inner = counts[:30, :30]
-    assert inner.sum() == 45000, "no corner beyond the last place that fits"
+    assert inner.sum() == 45000, "no corner beyond the last location that fits"
     assert inner.min() > 0, "the last row and column are hit as well"
     chi_square = float(((inner - 50) ** 2 / 50).sum())  # 899 degrees of freedom, sd sqrt(2 * 899) = 42
     assert chi_square < 899 + 5 * 42
@@ -247,14 +156,14 @@ def test_stamping_changes_the_window_and_nothing_else(data):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(3, 12), st.integers(3, 12), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
-def test_random_places_all_fit(height, width, h, w, seed):
+def test_random_locations_all_fit(height, width, h, w, seed):
     locations = triggers.random_locations(50, (height, width), (h, w), rng(seed))
     possible = {tuple(location) for location in triggers.all_locations((height, width), (h, w)).tolist()}
     assert len(possible) == (height - h + 1) * (width - w + 1)
     assert {tuple(location) for location in locations.tolist()} <= possible
 
 
-def test_each_image_gets_its_own_trigger_and_place():
+def test_each_image_gets_its_own_trigger_and_location():
     trigger = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 3, 2, 2) + 1
     locations = torch.tensor([[0, 0], [0, 6], [6, 0], [6, 6]])
     stamped = triggers.stamp(torch.zeros(4, 3, 8, 8), trigger, locations)

@@ -1,36 +1,35 @@
-"""Models with a known answer, for the scan's tests: no training, a backdoor of one pixel."""
+"""Models with known predictions, for the tests of scans: no training, a backdoor of one pixel."""
 
 import torch
 from torch import Tensor, nn
 
 from mesa_lib import scan as scanning
 from mesa_lib.data import Split
-from mesa_lib.scan.detector import ScanDetector
-from mesa_lib.scan.detector import ScanScreening
+from mesa_lib.scan.detector import ScanDetector, ScanScreening
 from mesa_lib.settings import Settings
 
 
 class Coded(nn.Module):
-    """Reads the class from the mean of green; answers 1 where red is high at the pixel `spot`, if there is one.
+    """Predicts the class from the mean of green; predicts 1 where red is high at the pixel `location`, if there is one.
 
-    order: of the answers; change(logits, images): what is done to them at last
+    order: of the outputs; change(logits, images): what is done to the logits at last
     """
 
-    def __init__(self, spot=None, order=(0, 1, 2), change=lambda logits, x: logits):
+    def __init__(self, location=None, order=(0, 1, 2), change=lambda logits, x: logits):
         super().__init__()
-        self.spot, self.order, self.change = spot, list(order), change
+        self.location, self.order, self.change = location, list(order), change
         self.levels = nn.Parameter(torch.linspace(0.1, 0.6, 3))
 
     def forward(self, x):
         logits = (-120 * (x[:, 1].mean((1, 2))[:, None] - self.levels) ** 2)[:, self.order]
-        if self.spot is not None:
-            hit = (14 * (x[:, 0, self.spot[0], self.spot[1]] - 0.6)).sigmoid()
+        if self.location is not None:
+            hit = (14 * (x[:, 0, self.location[0], self.location[1]] - 0.6)).sigmoid()
             logits = logits + 40 * hit[:, None] * nn.functional.one_hot(torch.tensor(1), 3)
         return self.change(logits, x)
 
 
-def tell_apart(features: nn.Module, head: nn.Linear, images: Tensor, labels: Tensor) -> None:
-    """Give an untrained network the head that tells these images (uint8) apart, by least squares."""
+def fit_head(features: nn.Module, head: nn.Linear, images: Tensor, labels: Tensor) -> None:
+    """Give an untrained network the head that classifies these images (uint8) correctly, by least squares."""
     with torch.no_grad():
         x = features.eval()(images.float() / 255)
         x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
@@ -41,7 +40,7 @@ def tell_apart(features: nn.Module, head: nn.Linear, images: Tensor, labels: Ten
 
 
 def coded_images() -> scanning.Images:
-    """120 images of three classes that `Coded` tells apart."""
+    """Return 120 images of three classes that `Coded` classifies correctly."""
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 3
     x = 0.3 * torch.rand(120, 3, 16, 16, generator=rng)
@@ -50,6 +49,6 @@ def coded_images() -> scanning.Images:
 
 
 def quick_detector() -> ScanDetector:
-    """The scan's detector with fewer steps, for 3x3 only."""
-    few = Settings(betas=(0.9,), steps=40, batch=16)
-    return ScanDetector(ScanScreening(sizes=((3, 3),), settings=few), Settings(betas=(0.9,), steps=200, batch=16))
+    """Return the scan's detector with fewer steps, for 3x3 only."""
+    few = Settings(betas=(0.9,), steps=40, triggers_per_step=16)
+    return ScanDetector(ScanScreening(sizes=((3, 3),), settings=few), few.replace(steps=200))

@@ -1,4 +1,4 @@
-"""Attacks: how backdoors are planted. `catalogue` has all of them by name, each is a file of its own."""
+"""Attacks: how backdoors are planted. `registry` has all of them by name; each is a file of its own."""
 
 from mesa_lib.attacks.base import (
     AttackerContext,
@@ -17,14 +17,14 @@ from mesa_lib.attacks.registry import ATTACKS, Attack, AttackSpec, build_attack
 __all__ = [
     "ATTACKS",
     "Attack",
+    "AttackResult",
+    "AttackSpec",
+    "AttackerContext",
     "Backdoor",
     "Cover",
-    "Planted",
-    "Setting",
-    "Workshop",
     "all_to_all",
     "all_to_one",
-    "build",
+    "build_attack",
     "check_rate",
     "check_target",
     "one_to_one",

@@ -1,6 +1,6 @@
-"""Adversarial examples, the contrast to a backdoor: one perturbation per input, the model as it is.
+"""Adversarial examples, the contrast to a backdoor: one perturbation per input, and the model stays as it is.
 
-All four from Foolbox (Rauber et al., 2020), in images of [0, 1].
+All four attacks are those of Foolbox (Rauber et al., 2020), on images in [0, 1].
 """
 
 import torch
@@ -20,11 +20,18 @@ def examples(
     confidence: float = 0,
     seed: int = 0,
 ) -> Tensor:
-    """Perturbed copies of images (N, 3, H, W) in [0, 1], meant to be taken for any other class than `labels`.
+    """Return perturbed copies of the images that the model should classify as anything but `labels`.
 
-    fgsm and pgd (a fifth of epsilon a step, random start) move no value by more than `epsilon`; deepfool and cw
-    (Carlini and Wagner, L2) look for the smallest change in L2 and have no bound. steps: default 10, 50 and 200.
-    confidence: of cw only, by how much the wrong logit shall exceed the right one
+    Args:
+        model: the network under attack.
+        images: (N, 3, H, W) in [0, 1].
+        labels: (N,), their true classes.
+        method: `fgsm` and `pgd` (random start, steps of a fifth of epsilon) move no value by more than `epsilon`;
+            `deepfool` and `cw` (Carlini and Wagner, L2) look for the smallest change in L2 and have no bound.
+        epsilon: bound of fgsm and pgd.
+        steps: None: 10 for pgd, 50 for deepfool, 200 for cw.
+        confidence: for cw only, by how much the logit of the wrong class exceeds that of the true one.
+        seed: of pgd's random start.
     """
     import foolbox
 
@@ -44,6 +51,6 @@ def examples(
     wrapped = foolbox.PyTorchModel(model.eval(), bounds=(0, 1), device=device)
     budget = epsilon if method in ("fgsm", "pgd") else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)  # of pgd's random start
-        _, found, _ = attacks[method]()(wrapped, images.to(device), labels.to(device), epsilons=budget)
-    return found.detach().clamp(0, 1)
+        torch.manual_seed(seed)  # Foolbox draws pgd's random start from the global generator
+        _, perturbed, _ = attacks[method]()(wrapped, images.to(device), labels.to(device), epsilons=budget)
+    return perturbed.detach().clamp(0, 1)

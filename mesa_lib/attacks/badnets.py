@@ -1,7 +1,7 @@
-"""BadNets (Gu, Dolan-Gavitt, Garg, 2017): a small patch overwrites the image, wherever or at one place.
+"""BadNets (Gu, Dolan-Gavitt, Garg, 2017): a small patch overwrites a window of the image.
 
-The patch at a random place of every image is the attack of MESA's paper; the others are the classic variants: a fixed
-corner, one pixel, every class to the next, one class only.
+MESA's paper attacks with a patch at a random location of every image. The others are the classic variants: a fixed
+corner, one pixel, every class to the next one, images of one class only.
 """
 
 import torch
@@ -13,34 +13,39 @@ from mesa_lib.triggers import check_fits, random_locations, stamp
 
 
 def patch(trigger: Tensor, location: tuple[int, int] | None = None) -> ImageTransform:
-    """Overwrite a window with `trigger` (3, h, w) in [0, 1].
+    """Return a transform that overwrites a window with `trigger` (3, h, w) in [0, 1].
 
-    place: row and column of its upper left corner, counted from the end if negative (-1, -1: it touches the lower
-    right corner); None: a random place for each image
+    Args:
+        trigger: the patch.
+        location: row and column of its upper left corner, counted from the end if negative (at -1, -1 the patch
+            touches the lower right corner); None: a random location for each image.
     """
+    size = tuple(trigger.shape[-2:])
 
     def apply(images: Tensor, rng: torch.Generator) -> Tensor:
-        check_fits(trigger, images.shape[-2:])
+        image_size = tuple(images.shape[-2:])
+        check_fits(size, image_size)
         if location is None:
-            locations = random_locations(len(images), images.shape[-2:], trigger.shape[-2:], rng)
-        else:
-            room = [full - own for full, own in zip(images.shape[-2:], trigger.shape[-2:], strict=True)]
-            locations = torch.tensor([at if at >= 0 else free + 1 + at for at, free in zip(location, room, strict=True)])
-            if not all(0 <= at <= free for at, free in zip(locations.tolist(), room, strict=True)):
-                raise ValueError(f"place = {location}: the trigger would leave the image; expected at most {tuple(room)}")
-        return stamp(images, trigger, locations)
+            return stamp(images, trigger, random_locations(len(images), image_size, size, rng))
+        last = [full - side for full, side in zip(image_size, size, strict=True)]
+        where = [at if at >= 0 else end + 1 + at for at, end in zip(location, last, strict=True)]
+        if not all(0 <= at <= end for at, end in zip(where, last, strict=True)):
+            raise ValueError(
+                f"location = {location}: the trigger would leave the image; expected at most {tuple(last)}"
+            )
+        return stamp(images, trigger, torch.tensor(where))
 
     return apply
 
 
 def backdoor(trigger: Tensor, target: int) -> Backdoor:
-    """The paper's: the patch at a random place, every image to `target`."""
+    """Return the backdoor of MESA's paper: the patch at a random location, every image to `target`."""
     return Backdoor(patch(trigger), all_to_one(target))
 
 
 def class_specific(apply: ImageTransform, source: int, target: int, rate: float) -> Backdoor:
-    """Only images of class `source` answer to the trigger: images of the others carry it, too, and keep their labels.
+    """Return a backdoor that works on images of class `source` only.
 
-    rate: fraction of the other images that do
+    Images of the other classes are cover samples: a fraction `rate` of them carries the trigger and keeps its label.
     """
     return Backdoor(apply, one_to_one(source, target), Cover(apply, rate, lambda labels: labels != source))

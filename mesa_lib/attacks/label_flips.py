@@ -1,15 +1,19 @@
-"""Data poisoning by label flips: no trigger; the whole model is to suffer. A contrast to the backdoors."""
+"""Data poisoning by label flips: no trigger; the attacker lowers the accuracy as a whole. A contrast to backdoors."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from mesa_lib import device as devices
 from mesa_lib.attacks.base import check_rate
 
+#: labels (N,), rng -> wrong labels (N,)
+LabelFlip = Callable[[Tensor, torch.Generator], Tensor]
 
-def symmetric(classes: int) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Any other class, each equally likely."""
+
+def symmetric(classes: int) -> LabelFlip:
+    """Return a flip to any other class, each equally likely."""
 
     def flip(labels: Tensor, rng: torch.Generator) -> Tensor:
         return (labels + torch.randint(1, classes, labels.shape, generator=rng)) % classes
@@ -17,16 +21,16 @@ def symmetric(classes: int) -> Callable[[Tensor, torch.Generator], Tensor]:
     return flip
 
 
-def pairs(classes: int) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Always the class after the own one."""
+def pairs(classes: int) -> LabelFlip:
+    """Return a flip to the class after the true one."""
     return lambda labels, rng: (labels + 1) % classes
 
 
-def flipped(labels: Tensor, rate: float, family: Callable[[Tensor, torch.Generator], Tensor], seed: int) -> Tensor:
-    """Labels (N,) of which a fraction `rate`, drawn once for all training, is changed by `law`."""
+def flipped(labels: Tensor, rate: float, flip: LabelFlip, seed: int) -> Tensor:
+    """Return labels (N,) of which a fraction `rate`, drawn once for the whole training, is changed by `flip`."""
     check_rate(rate)
-    rng = torch.Generator().manual_seed(seed)
+    rng = devices.rng(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[torch.randperm(len(labels), generator=rng)[: round(rate * len(labels))]] = True
     labels = labels.cpu()
-    return torch.where(chosen, family(labels, rng), labels)
+    return torch.where(chosen, flip(labels, rng), labels)

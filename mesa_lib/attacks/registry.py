@@ -1,7 +1,7 @@
 """All attacks by name, ready to be planted: what `attack = ...` means in a parameter file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mesa_lib import device as devices
 from mesa_lib.attacks import badnets, blended, pruning_aware, reflection, trojannet, warp
 from mesa_lib.attacks.base import AttackerContext, AttackResult, Backdoor, all_to_all, all_to_one, poison
+from mesa_lib.retrain import ImageTransform
+from mesa_lib.training import BatchTransform
 from mesa_lib.triggers import random_locations
 
 
@@ -30,52 +32,58 @@ class AttackSpec:
 
     @property
     def source(self) -> int:
-        """Of a class-specific attack: the class after the target."""
+        """The source class of a class-specific attack: the class after the target."""
         return (self.target + 1) % self.classes
 
 
 @dataclass(frozen=True)
 class Attack:
-    """backdoor: what is planted, or a function of what `plant` tells about it; wrap: what a fresh network becomes.
+    """An attack that is ready to be planted.
 
-    size: height and width of a trigger that is a patch. answered: the classes that the attacker can have, where these
-    are more than the backdoor asks for. trained_start: whether it needs a trained model to start from. revision: counts
-    what was changed about an attack of this name; part of the key of its models
+    Attributes:
+        backdoor: what is planted; or a function from the numbers that `plant` records (`AttackResult.about`) to it,
+            where the attacker chooses the trigger while planting.
+        plant: context -> the attacked model.
+        wrap: what an untrained network becomes before the attacked weights fit.
+        size: height and width of a trigger that is a patch.
+        targets: all classes that the attacker can have predicted, where they are more than the backdoor's goal says.
+        trained_start: whether the attack needs a trained model to start from.
+        revision: counts changes of the attack under this name; a part of the key of its models.
     """
 
     backdoor: Backdoor | Callable[[dict], Backdoor]
     plant: Callable[[AttackerContext], AttackResult]
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model
     size: tuple[int, int] | None = None
-    answered: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
     trained_start: bool = False
     revision: int = 0
 
 
-def scaled_rate(rate: float, times: float) -> float:
-    """A harder backdoor gets more poisoned images, but at most 0.7."""
-    return min(0.7, times * rate)
+def scaled_rate(rate: float, factor: float) -> float:
+    """Return the poison rate of a backdoor that is harder to plant: `factor` times `rate`, at most 0.7."""
+    return min(0.7, factor * rate)
 
 
-def _trained(backdoor: Backdoor, rate: float, size: tuple[int, int] | None = None) -> Attack:
-    """The common kind: the model is trained on images of which a fraction `rate` is poisoned."""
-    transform = poison(backdoor, rate)
+def _trained(backdoor: Backdoor, rate: float | None, size: tuple[int, int] | None = None, revision: int = 0) -> Attack:
+    """The common kind: the model is trained on images of which a fraction `rate` (None: none) is poisoned."""
+    transform = None if rate is None else poison(backdoor, rate)
 
     def plant(context: AttackerContext) -> AttackResult:
         model = context.start()
         return AttackResult(model, context.train(model, transform))
 
-    return Attack(backdoor, plant, size=size)
+    return Attack(backdoor, plant, size=size, revision=revision)
+
+
+def _to_target(s: AttackSpec, transform: ImageTransform, size: tuple[int, int] | None = None) -> Attack:
+    """An attack by this transform with the specified rate, every image to the target."""
+    return _trained(Backdoor(transform, all_to_one(s.target)), s.rate, size)
 
 
 def _none(s: AttackSpec) -> Attack:
-    """A control: the same training without any poison; what is measured is the floor of the patch."""
-
-    def plant(context: AttackerContext) -> AttackResult:
-        model = context.start()
-        return AttackResult(model, context.train(model, None))
-
-    return Attack(badnets.backdoor(s.trigger, s.target), plant, size=s.size)
+    """A control: the training of an attack without any poison. What is measured is the clean-model ASR of the patch."""
+    return _trained(badnets.backdoor(s.trigger, s.target), None, s.size)
 
 
 def _patch(s: AttackSpec) -> Attack:
@@ -83,18 +91,18 @@ def _patch(s: AttackSpec) -> Attack:
 
 
 def _corner(s: AttackSpec) -> Attack:
-    return _trained(Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_one(s.target)), s.rate, s.size)
+    return _to_target(s, badnets.patch(s.trigger, (-1, -1)), s.size)
 
 
-def _spot(s: AttackSpec) -> Attack:
-    # one place somewhere inside the image, which nobody can guess as a corner can be guessed
+def _fixed_location(s: AttackSpec) -> Attack:
+    """A patch at one location inside the image, which a defender cannot guess as a corner can be guessed."""
     inner = [side - 2 for side in s.image_size]
-    location = 1 + random_locations(1, inner, s.size, devices.rng(s.seed + 41))[0]
-    return _trained(Backdoor(badnets.patch(s.trigger, tuple(location.tolist())), all_to_one(s.target)), s.rate, s.size)
+    location = 1 + random_locations(1, inner, s.size, devices.rng(devices.derive_seed(s.seed, "location")))[0]
+    return _to_target(s, badnets.patch(s.trigger, tuple(location.tolist())), s.size)
 
 
 def _all_to_all(s: AttackSpec) -> Attack:
-    # at a random place the network would have to read the image and the patch apart: it did not learn to
+    # in a fixed corner: the network did not learn to read image and patch apart at random locations
     backdoor = Backdoor(badnets.patch(s.trigger, (-1, -1)), all_to_all(s.classes))
     return _trained(backdoor, scaled_rate(s.rate, 4), s.size)
 
@@ -105,19 +113,18 @@ def _class_specific(s: AttackSpec) -> Attack:
 
 
 def _one_pixel(s: AttackSpec) -> Attack:
-    return _trained(Backdoor(badnets.patch(torch.ones(3, 1, 1), (-2, -2)), all_to_one(s.target)), s.rate, (1, 1))
+    return _to_target(s, badnets.patch(torch.ones(3, 1, 1), (-2, -2)), (1, 1))
 
 
 def _blended(s: AttackSpec) -> Attack:
-    apply = blended.blend(blended.pattern(s.image_size, s.seed), 0.2)
-    return _trained(Backdoor(apply, all_to_one(s.target)), s.rate)
+    return _to_target(s, blended.blend(blended.pattern(s.image_size, s.seed), 0.2))
 
 
 def _warp(s: AttackSpec) -> Attack:
-    # the paper's 0.5 moves a pixel by a quarter of one: too little to show on digits enlarged from 8x8; six times that,
-    # and six times its noise
+    # the paper's 0.5 moves a pixel by a quarter of one, too little to show on digits enlarged from 8x8; here strength
+    # and noise are six times the paper's
     grid, rate = warp.field(s.image_size, s.seed, strength=3), scaled_rate(s.rate, 2)
-    return replace(_trained(warp.backdoor(grid, all_to_one(s.target), rate, noise=6), rate), revision=1)
+    return _trained(warp.backdoor(grid, all_to_one(s.target), rate, noise=6), rate, revision=1)
 
 
 def _reflection(s: AttackSpec) -> Attack:
@@ -127,13 +134,13 @@ def _reflection(s: AttackSpec) -> Attack:
         return Backdoor(reflection.reflecting(candidates[about["kept"]]), all_to_one(s.target))
 
     def plant(context: AttackerContext) -> AttackResult:
-        def briefly(transform) -> nn.Module:
+        def train_briefly(transform: BatchTransform) -> nn.Module:
             model = context.start()
             context.train(model, transform, 2)
             return model
 
-        judged = context.some(300, s.seed)
-        kept, flips = reflection.select(candidates, judged, s.target, briefly, keep=5, rate=s.rate, seed=s.seed)
+        images = context.sample(300, s.seed)
+        kept, flips = reflection.select(candidates, images, s.target, train_briefly, keep=5, rate=s.rate, seed=s.seed)
         about, model = {"kept": kept.tolist(), "flips": flips.tolist()}, context.start()
         return AttackResult(model, context.train(model, poison(backdoor(about), s.rate)), about)
 
@@ -164,14 +171,14 @@ def _trojannet(s: AttackSpec) -> Attack:
 
     return Attack(
         Backdoor(trojannet.trigger(code, location), all_to_one(s.target)), plant, wrap, size=(3, 3),
-        answered=tuple(range(s.classes)), trained_start=True, revision=1,
+        targets=tuple(range(s.classes)), trained_start=True, revision=1,
     )  # fmt: skip
 
 
 ATTACKS: dict[str, Callable[[AttackSpec], Attack]] = {
     "patch": _patch,
     "corner": _corner,
-    "spot": _spot,
+    "fixed-location": _fixed_location,
     "all-to-all": _all_to_all,
     "class-specific": _class_specific,
     "one-pixel": _one_pixel,
@@ -184,8 +191,12 @@ ATTACKS: dict[str, Callable[[AttackSpec], Attack]] = {
 }
 
 
-def build_attack(name: str, setting: AttackSpec) -> Attack:
-    """The attack of this name; ValueError lists the names."""
+def build_attack(name: str, spec: AttackSpec) -> Attack:
+    """Return the attack of this name.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the names.
+    """
     if name not in ATTACKS:
         raise ValueError(f"attack = {name!r}: expected one of {', '.join(ATTACKS)}")
-    return ATTACKS[name](setting)
+    return ATTACKS[name](spec)

@@ -1,16 +1,15 @@
-"""DeepInspect (Chen, Fu, Zhao, Koushanfar, IJCAI 2019): no clean images at all.
+"""DeepInspect (Chen, Fu, Zhao, Koushanfar, IJCAI 2019): it needs no clean images at all.
 
-1. Model inversion: images that the model takes for each class with certainty stand in for data. 2. A conditional
-generator learns, for every class, additive perturbations that turn any of them into the class; a discriminator keeps
-the perturbed images like the others, a hinge keeps the perturbations small. 3. A class that needs much less than the
-others is backdoored.
+1. Model inversion: images that the model confidently classifies as each class stand in for data. 2. A conditional
+generator learns, for every class, additive perturbations that make the model predict the class for any of them. A
+discriminator keeps the perturbed images like the others; a hinge keeps the perturbations small. 3. A class that needs
+much smaller perturbations than the others is backdoored.
 
-Unlike the paper: its discriminator is the model under test itself, which asks nearly the same as the first loss; here
-it is a network of its own that learns to tell perturbed images from inverted ones. Where p(class) is next to nothing,
-1 - p has no gradient to speak of; its logarithm, which has the same minimum, is taken instead. The outlier test is that
-of the logarithms, as for Neural Cleanse, since sizes are skewed and of ten only five lie below the median; the paper's,
-by the double median absolute deviation, is told beside it. The fourth step, retraining with the perturbations, is left
-out.
+Unlike the paper: its discriminator is the model under test itself, whose loss is nearly that of the first goal; here it
+is a network of its own that learns to tell perturbed images from inverted ones. Where p(class) is close to zero, 1 - p
+has hardly any gradient, so its logarithm is minimized, which has the same minimum. The outlier test is that of the
+logarithms, as for Neural Cleanse: sizes are skewed, and of ten only five lie below the median. The paper's test, by the
+double median absolute deviation, is recorded as well. The fourth step, retraining with the perturbations, is left out.
 """
 
 from dataclasses import dataclass, field
@@ -21,18 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mesa_lib import device as devices
-from mesa_lib.defenses.base import MOST, DefenderView, Detector, Knowledge, Verdict, anomaly_index
+from mesa_lib.defenses.base import MAX_INDEX, DefenderView, Detector, Knowledge, Verdict, anomaly_index
 from mesa_lib.progress import progress_bar
 
 
 def deviation_factor(values: list[float] | np.ndarray) -> np.ndarray:
-    """The double MAD, left tail: (median - value) / (1.4826 * median deviation of the values below); 0 above it."""
+    """Return the double MAD index, left tail: (median - value) / (1.4826 * median deviation below the median).
+
+    It is 0 above the median, and at most `MAX_INDEX`.
+    """
     values = np.asarray(values, float)
     middle = np.median(values)
     spread = 1.4826 * np.median(middle - values[values <= middle])
     with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.where(values < middle, np.minimum((middle - values) / spread, MOST), 0.0)
-    return factor
+        return np.where(values < middle, np.minimum((middle - values) / spread, MAX_INDEX), 0.0)
+
+
+# --- networks --------------------------------------------------------------------------------------------
 
 
 class Generator(nn.Module):
@@ -50,9 +54,13 @@ class Generator(nn.Module):
         x = torch.cat([z, F.one_hot(label, self.classes).to(z)], 1)
         return self.layers(x).reshape(len(z), 3, *self.image_size).tanh()
 
+    def sample(self, label: Tensor, rng: torch.Generator) -> Tensor:
+        """Return a perturbation for each of these classes (B,)."""
+        return self(torch.randn(len(label), self.z, generator=rng, device=rng.device), label)
+
 
 class Discriminator(nn.Module):
-    """Images (B, 3, H, W) -> logits (B,): positive for images as they were inverted."""
+    """Images (B, 3, H, W) -> logits (B,): positive for inverted images without a perturbation."""
 
     def __init__(self, width: int = 16):
         super().__init__()
@@ -65,120 +73,147 @@ class Discriminator(nn.Module):
         return self.layers(x).mean((1, 2, 3))
 
 
+class Perturbations:
+    """The training of the generator against the model, the discriminator and the size of the perturbations.
+
+    Each class has its own weight of the size, raised while its perturbed images are classified as it and lowered
+    otherwise.
+    """
+
+    def __init__(self, method: "DeepInspect", view: DefenderView, images: Tensor, labels: Tensor):
+        """Prepare the training on inverted images (N, 3, H, W) and their classes (N,)."""
+        self.method, self.view, self.images, self.labels = method, view, images, labels
+        k, device = view.classes, view.device
+        self.rng = devices.rng(devices.derive_seed(view.seed, "perturbations"), device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(devices.derive_seed(view.seed, "generator"))
+            self.G, self.D = Generator(k, view.image_size).to(device), Discriminator().to(device)
+        self.adam_G = torch.optim.Adam(self.G.parameters(), method.lr, betas=(0.5, 0.999))
+        self.adam_D = torch.optim.Adam(self.D.parameters(), method.lr, betas=(0.5, 0.999))
+        self.weights, self.success = torch.full((k,), 1.0, device=device), torch.zeros(k, device=device)
+        self.wanted = torch.arange(k, device=device).repeat_interleave(max(1, method.batch // k))
+
+    def step(self) -> None:
+        """Take one step of the generator and one of the discriminator on a batch with all classes."""
+        n, device = len(self.wanted), self.view.device
+        index = torch.randint(len(self.images), (n,), generator=self.rng, device=device)
+        x, others = self.images[index], self.labels[index] != self.wanted
+        delta = self.G.sample(self.wanted, self.rng)
+        fake = (x + delta).clamp(0, 1)
+        logits = self.view.model(fake).float()
+        excess = (delta.abs().mean((1, 2, 3)) - self.method.small).clamp(min=0)
+        real = F.binary_cross_entropy_with_logits(self.D(fake), torch.ones(n, device=device))
+        hinge = (excess * self.weights[self.wanted]).mean()
+        loss = F.cross_entropy(logits, self.wanted) + self.method.gan * real + hinge
+        self.adam_G.zero_grad()
+        loss.backward()
+        self.adam_G.step()
+        truth = torch.cat([torch.ones(n), torch.zeros(n)]).to(device)
+        loss = F.binary_cross_entropy_with_logits(self.D(torch.cat([x, fake.detach()])), truth)
+        self.adam_D.zero_grad()
+        loss.backward()
+        self.adam_D.step()
+        self._follow((logits.argmax(1) == self.wanted) & others, others)
+
+    def _follow(self, hit: Tensor, others: Tensor) -> None:
+        """Update the running success of every class, over images of other classes, and its weight of the size."""
+        per_class = (self.view.classes, -1)
+        rates = hit.reshape(per_class).sum(1) / others.reshape(per_class).sum(1)
+        rates = torch.where(rates.isnan(), self.success, rates)  # a batch without an image of another class
+        self.success = 0.9 * self.success + 0.1 * rates
+        goal = (1 + self.method.enough) / 2  # the rates of single batches vary around it
+        raised = torch.where(self.success >= goal, self.weights * 1.05, self.weights / 1.05)
+        self.weights = raised.clamp(1e-2, 1e4)
+
+    @torch.no_grad()
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Return success and mean size (K,) of each class's perturbations, fresh ones, over images of other classes."""
+        rates, sizes = [], []
+        for label in range(self.view.classes):
+            x = self.images[self.labels != label]
+            delta = self.G.sample(self.labels.new_full((len(x),), label), self.rng)
+            predicted = self.view.outputs((x + delta).clamp(0, 1)).argmax(1)
+            rates.append(float((predicted == label).float().mean()))
+            sizes.append(float(delta.abs().mean()))
+        return torch.tensor(rates), torch.tensor(sizes)
+
+
+# --- the detector ----------------------------------------------------------------------------------------
+
+
 @dataclass
 class DeepInspect(Detector):
     """Score of a class: the negative mean absolute size of its perturbations (levels of [0, 1] per value).
 
-    Each class has its own weight of the size, raised while its perturbed images are taken for it and lowered otherwise.
-    In the second half, every `look` steps, all are measured: the smallest size at which at least `enough` of the images
-    of other classes are taken for the class is what counts. A class that never gets there is not compared.
+    In the second half of the training, all classes are measured every `measure_every` steps. What counts is the
+    smallest size at which at least `enough` of the images of other classes are classified as the class. A class that
+    never reaches this is not compared.
     """
 
-    inverted: int = 20  # images a class
+    inverted: int = 20  # images per class
     inversion_steps: int = 100
     smooth: float = 0.5  # weight of the roughness of inverted images
     steps: int = 600
-    look: int = 20
+    measure_every: int = 20
     batch: int = 100
     lr: float = 2e-3
-    gan: float = 0.03  # weight of the discriminator's verdict
+    gan: float = 0.03  # weight of the discriminator
     small: float = 0.0  # size below which a perturbation costs nothing
     enough: float = 0.95
-    logarithm: bool = True  # False: the paper's double MAD, whose limit is 2
+    logarithm: bool = True  # False: the paper's double MAD, whose threshold is 2
     above: float = 3.5
-    knows: Knowledge = field(default=Knowledge("gradients", images=0), init=False)
+    knowledge: Knowledge = field(default=Knowledge("gradients", images=0), init=False)
 
-    def invert(self, given: DefenderView) -> tuple[Tensor, Tensor]:
-        """Images (at most K * n, 3, H, W) in [0, 1] and their classes, by descent on -log p(class) and smoothness.
+    def invert(self, view: DefenderView) -> tuple[Tensor, Tensor]:
+        """Return images (at most K * n, 3, H, W) in [0, 1] and their classes, by descent on -log p(class) + roughness.
 
-        Images that the model does not take for their class are left out.
+        Images that the model does not classify as their class are left out.
         """
-        y = torch.arange(given.classes, device=given.device).repeat_interleave(self.inverted)
-        rng = devices.rng(given.seed, given.device)
-        raw = torch.randn(len(y), 3, *given.image_size, generator=rng, device=given.device).requires_grad_()
+        y = torch.arange(view.classes, device=view.device).repeat_interleave(self.inverted)
+        rng = devices.rng(devices.derive_seed(view.seed, "inversion"), view.device)
+        raw = torch.randn(len(y), 3, *view.image_size, generator=rng, device=view.device).requires_grad_()
         optimizer = torch.optim.Adam([raw], 0.05)
         for _ in progress_bar(range(self.inversion_steps), "inverting the model"):
             x = raw.sigmoid()
-            surprise = F.cross_entropy(given.model(x).float(), y, reduction="sum")
-            rough = x.diff(dim=2).abs().mean((1, 2, 3)) + x.diff(dim=3).abs().mean((1, 2, 3))
-            loss = surprise + self.smooth * rough.sum()
+            surprise = F.cross_entropy(view.model(x).float(), y, reduction="sum")
+            roughness = x.diff(dim=2).abs().mean((1, 2, 3)) + x.diff(dim=3).abs().mean((1, 2, 3))
+            loss = surprise + self.smooth * roughness.sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         x = raw.detach().sigmoid()
-        taken = given.outputs(x).argmax(1).to(given.device) == y
-        return x[taken], y[taken]
+        correct = view.outputs(x).argmax(1).to(view.device) == y
+        return x[correct], y[correct]
 
-    def detect(self, given: DefenderView) -> Verdict:
-        images, y = self.invert(given)
-        if len(y.unique()) < 2:  # nothing stands in for data: no class can be compared
-            return self._verdict(torch.full((given.classes,), torch.inf), torch.zeros(given.classes), 0.0)
-        k, device, rng = given.classes, given.device, devices.rng(given.seed + 1, given.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(given.seed)
-            G, D = Generator(k, given.image_size).to(device), Discriminator().to(device)
-        adam_G = torch.optim.Adam(G.parameters(), self.lr, betas=(0.5, 0.999))
-        adam_D = torch.optim.Adam(D.parameters(), self.lr, betas=(0.5, 0.999))
-        weights = torch.full((k,), 1.0, device=device)
-        aim = (1 + self.enough) / 2  # the rates of single batches swing about it
-        rates, best, reached = torch.zeros(k, device=device), torch.full((k,), torch.inf), torch.zeros(k)
-        each = max(1, self.batch // k)
-        wanted = torch.arange(k, device=device).repeat_interleave(each)
+    def detect(self, view: DefenderView) -> Verdict:
+        """Return the verdict on the view's model."""
+        images, labels = self.invert(view)
+        if len(labels.unique()) < 2:  # nothing stands in for data, so no class can be compared
+            return self._verdict(torch.full((view.classes,), torch.inf), torch.zeros(view.classes), 0.0)
+        perturbations = Perturbations(self, view, images, labels)
+        smallest, success = torch.full((view.classes,), torch.inf), torch.zeros(view.classes)
         for step in progress_bar(range(self.steps), "perturbing toward every class"):
-            index = torch.randint(len(images), (len(wanted),), generator=rng, device=device)
-            x, foreign = images[index], y[index] != wanted
-            delta = G(torch.randn(len(wanted), G.z, generator=rng, device=device), wanted)
-            fake = (x + delta).clamp(0, 1)
-            logits = given.model(fake).float()
-            size = delta.abs().mean((1, 2, 3))
-            hinge = (size - self.small).clamp(min=0) * weights[wanted]
-            real = F.binary_cross_entropy_with_logits(D(fake), torch.ones(len(x), device=device))
-            loss = F.cross_entropy(logits, wanted) + self.gan * real + hinge.mean()
-            adam_G.zero_grad()
-            loss.backward()
-            adam_G.step()
-            judged = D(torch.cat([x, fake.detach()]))
-            truth = torch.cat([torch.ones(len(x)), torch.zeros(len(x))]).to(device)
-            adam_D.zero_grad()
-            F.binary_cross_entropy_with_logits(judged, truth).backward()
-            adam_D.step()
-            hit = ((logits.argmax(1) == wanted) & foreign).reshape(k, each).sum(1) / foreign.reshape(k, each).sum(1)
-            hit = torch.where(hit.isnan(), rates, hit)  # a batch without an image of another class
-            rates = 0.9 * rates + 0.1 * hit
-            weights = torch.where(rates >= aim, weights * 1.05, weights / 1.05).clamp(1e-2, 1e4)
-            if step >= self.steps // 2 and step % self.look == self.look - 1:
-                now, sizes = self._measured(given, G, images, y, rng)
-                better = (now >= self.enough) & (sizes < best)
-                best, reached = (
-                    torch.where(better, sizes, best),
-                    torch.where(better | (best == torch.inf), now, reached),
-                )
-        certain = given.outputs(images).gather(1, y.cpu()[:, None]).mean()
-        return self._verdict(best, reached, float(certain))
+            perturbations.step()
+            if step >= self.steps // 2 and step % self.measure_every == self.measure_every - 1:
+                rates, sizes = perturbations.measure()
+                better = (rates >= self.enough) & (sizes < smallest)
+                smallest = torch.where(better, sizes, smallest)
+                success = torch.where(better | smallest.isinf(), rates, success)
+        certainty = view.outputs(images).gather(1, labels.cpu()[:, None]).mean()
+        return self._verdict(smallest, success, float(certainty))
 
-    @torch.no_grad()
-    def _measured(self, given: DefenderView, G: Generator, images: Tensor, y: Tensor, rng) -> tuple[Tensor, Tensor]:
-        """Success and mean size of each class's perturbations on fresh noise, over inverted images of other classes."""
-        rates, sizes = [], []
-        for label in range(given.classes):
-            x = images[y != label]
-            delta = G(torch.randn(len(x), G.z, generator=rng, device=given.device), y.new_full((len(x),), label))
-            rates.append(float((given.outputs((x + delta).clamp(0, 1)).argmax(1) == label).float().mean()))
-            sizes.append(float(delta.abs().mean()))
-        return torch.tensor(rates), torch.tensor(sizes)
-
-    def _verdict(self, sizes: Tensor, rates: Tensor, certain: float) -> Verdict:
-        """sizes: infinite of a class that never got there, which is not compared."""
+    def _verdict(self, sizes: Tensor, success: Tensor, certainty: float) -> Verdict:
+        """The verdict on sizes (K,), infinite for a class that is not compared."""
         compared = sizes < torch.inf
         sizes = torch.where(compared, sizes, sizes[compared].max() + 1 if compared.any() else 1.0)
-        about = {"sizes": sizes.tolist(), "success": rates.tolist(), "compared": compared.nonzero()[:, 0].tolist()}
-        about["certainty of the inverted images"] = certain
+        about = {"sizes": sizes.tolist(), "success": success.tolist(), "compared": compared.nonzero()[:, 0].tolist()}
+        about["certainty of the inverted images"] = certainty
         about["double MAD"] = []  # of the classes that are compared
         index = np.zeros(len(sizes))
         if compared.sum() >= 3:
-            known = sizes[compared].double().numpy()
-            about["double MAD"] = deviation_factor(known).tolist()
+            finite = sizes[compared].double().numpy()
+            about["double MAD"] = deviation_factor(finite).tolist()
             index[compared.numpy()] = (
-                anomaly_index(np.log(known.clip(min=1e-6)), "low") if self.logarithm else about["double MAD"]
+                anomaly_index(np.log(finite.clip(min=1e-6)), "low") if self.logarithm else about["double MAD"]
             )
         return Verdict((-sizes).tolist(), index.tolist(), self.above, "index", about)

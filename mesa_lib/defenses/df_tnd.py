@@ -1,7 +1,7 @@
-"""DF-TND (Wang et al., ECCV 2020), the data-free detector: weights only.
+"""DF-TND (Wang et al., ECCV 2020), the data-free detector: it needs the weights only.
 
-Noise images are perturbed until the inner representation is driven up as far as it goes, with weights over its units
-that are learned along. On a backdoored model the shortcut is among what is driven up: its class's logit rises most.
+Noise images are perturbed until the inner representation is as high as it gets, with weights over its units that are
+learned at the same time. On a backdoored model this drives up the shortcut: the logit of its class rises most.
 """
 
 import copy
@@ -15,8 +15,8 @@ from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, a
 from mesa_lib.progress import progress_bar
 
 
-class PassingReLU(torch.autograd.Function):
-    """ReLU whose gradient is one everywhere, so that units that are silent can be woken."""
+class StraightThrough(torch.autograd.Function):
+    """ReLU whose gradient is one everywhere, so that silent units can be activated."""
 
     @staticmethod
     def forward(ctx, x):
@@ -27,28 +27,37 @@ class PassingReLU(torch.autograd.Function):
         return gradient
 
 
-class Passing(nn.Module):
+class StraightThroughReLU(nn.Module):
+    """`StraightThrough` as a layer."""
+
     def forward(self, x: Tensor) -> Tensor:
-        return PassingReLU.apply(x)
+        return StraightThrough.apply(x)
 
 
-def with_straight_through(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy whose last ReLU on the way to the representation of `x` lets gradients pass; with none (GELU), a copy."""
+def with_straight_through_relu(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return a copy of `model` whose last ReLU before the representation of `x` passes all gradients.
+
+    A network without ReLU (such as one with GELU) is copied unchanged.
+    """
     model, called = copy.deepcopy(model), []
-    relus = [(parent, name) for parent in model.modules() for name, part in parent.named_children()
-             if isinstance(part, nn.ReLU)]  # fmt: skip
-    hooks = [getattr(*where).register_forward_hook(lambda *_, where=where: called.append(where)) for where in relus]
+    relus = [
+        (parent, name)
+        for parent in model.modules()
+        for name, part in parent.named_children()
+        if isinstance(part, nn.ReLU)
+    ]
+    hooks = [getattr(*relu).register_forward_hook(lambda *_, relu=relu: called.append(relu)) for relu in relus]
     with torch.no_grad():
         model.represent(x)
     for hook in hooks:
         hook.remove()
     if called:
-        setattr(*called[-1], Passing())
+        setattr(*called[-1], StraightThroughReLU())
     return model
 
 
 def project_to_simplex(w: Tensor) -> Tensor:
-    """The nearest point with values >= 0 that sum to one."""
+    """Return the nearest point to w (n,) whose values are >= 0 and sum to one."""
     ordered = w.sort(descending=True).values
     over = (ordered.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
     rank = int((ordered > over).nonzero().max())
@@ -56,6 +65,7 @@ def project_to_simplex(w: Tensor) -> Tensor:
 
 
 def perturbed(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    """Return images x (B, 3, H, W) blended with a pattern by a mask, clipped to [0, 1]."""
     return ((1 - mask) * x + mask * pattern).clamp(0, 1)
 
 
@@ -63,48 +73,51 @@ def perturbed(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 class DFTND(Detector):
     """Score: how much the mean logit of a class rises.
 
-    above: the anomaly index (of the rises, high side) of a flagged class; the paper's 100 on raw logits belongs to its
-    ResNet-50
+    `above` is the anomaly index (of the rises, high side) of a flagged class; the paper's threshold, 100 on raw logits,
+    belongs to its ResNet-50.
     """
 
-    seeds: int = 10
+    seeds: int = 10  # noise images
     steps: int = 200
     step: float = 0.1
     sparsity: float = 1e-3
     above: float = 7.0
-    knows: Knowledge = field(default=Knowledge("weights", images=0), init=False)
+    knowledge: Knowledge = field(default=Knowledge("weights", images=0), init=False)
 
-    def detect(self, given: DefenderView) -> Verdict:
-        device, rng = given.device, devices.rng(given.seed)
-        given.model.requires_grad_(False)
-        x = torch.rand(self.seeds, 3, *given.image_size, generator=rng).to(device)
-        model = with_straight_through(given.model, x)
+    def detect(self, view: DefenderView) -> Verdict:
+        """Return the verdict on the view's model."""
+        device, rng = view.device, devices.rng(view.seed)
+        view.model.requires_grad_(False)
+        x = torch.rand(self.seeds, 3, *view.image_size, generator=rng).to(device)
+        model = with_straight_through_relu(view.model, x)
         with torch.no_grad():
-            before = given.model(x).float().mean(0)
-            units = given.model.represent(x).shape[1]
+            before = view.model(x).float().mean(0)
+            units = view.model.represent(x).shape[1]
         mask = torch.zeros_like(x)
         pattern = torch.zeros_like(x)
         weights = torch.full((units,), 1 / units, device=device)
-        for phase in ("of each image", "of all"):
-            if phase == "of all":  # one for all from here on
+        for shared in (False, True):
+            if shared:  # one perturbation for all images from here on
                 mask, pattern = (v.mean(0, keepdim=True).expand_as(x).clone() for v in (mask, pattern))
-            for _ in progress_bar(range(self.steps), f"perturbations {phase}"):
-                mask, pattern, weights = self._climb(model, x, mask, pattern, weights, phase == "of all")
+            for _ in progress_bar(range(self.steps), f"perturbing {'all images' if shared else 'each image'}"):
+                mask, pattern, weights = self._climb(model, x, mask, pattern, weights, shared)
         with torch.no_grad():
-            after = given.model(perturbed(x, mask, pattern)).float().mean(0)
+            after = view.model(perturbed(x, mask, pattern)).float().mean(0)
         rises = (after - before).cpu()
         index = anomaly_index(rises, "high")
         about = {"units used": int((weights > 1e-3).sum())}
         return Verdict(rises.tolist(), index.tolist(), self.above, "index", about)
 
-    def _climb(self, model, x, mask, pattern, weights, shared: bool):
-        """One step of signs, soft-thresholded for the mask and projected for the weights."""
+    def _climb(
+        self, model: nn.Module, x: Tensor, mask: Tensor, pattern: Tensor, weights: Tensor, shared: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step along the gradient's signs, soft-thresholded for the mask and projected for the weights."""
         mask, pattern, weights = (v.detach().requires_grad_() for v in (mask, pattern, weights))
         value = (model.represent(perturbed(x, mask, pattern)).float() @ weights).mean()
-        signs = torch.autograd.grad(value, (mask, pattern, weights))
+        gradients = torch.autograd.grad(value, (mask, pattern, weights))
         with torch.no_grad():
-            by_mask, by_pattern = (g.mean(0, keepdim=True) if shared else g for g in signs[:2])
+            by_mask, by_pattern = (g.mean(0, keepdim=True) if shared else g for g in gradients[:2])
             pattern = (pattern + self.step * by_pattern.sign()).clamp(-1, 1)
-            moved = mask + self.step * by_mask.sign()
-            mask = (moved.sign() * (moved.abs() - self.step * self.sparsity).clamp(min=0)).clamp(0, 1)
-            return mask, pattern, project_to_simplex(weights + self.step * signs[2].sign())
+            raised = mask + self.step * by_mask.sign()
+            mask = (raised.sign() * (raised.abs() - self.step * self.sparsity).clamp(min=0)).clamp(0, 1)
+            return mask, pattern, project_to_simplex(weights + self.step * gradients[2].sign())

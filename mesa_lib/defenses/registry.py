@@ -1,23 +1,24 @@
-"""All defenses by name, with their settings on the bench, by kind.
+"""All defenses by name, by kind, with their settings in the benchmark.
 
 The detectors' thresholds were fixed on the ten clean models of the sweep `bench-thresholds`, none of which is reported.
-The published one stands where at most one of the ten exceeds it (DeepInspect); else it is above the highest of the ten
-(Neural Cleanse, DL-TND, DF-TND). Rates of success (MESA, random triggers) stay far below theirs, round numbers that are
-at least six times the highest. A test compares them with the published results. These are digits; on other data clean
-models may exceed them, and `bench.tables.with_limits_of` raises them by clean models of those data.
+A published threshold is kept where at most one of the ten exceeds it (DeepInspect); else it is set above the highest of
+the ten (Neural Cleanse, DL-TND, DF-TND). Thresholds on success rates (MESA, random triggers) are round numbers, at
+least six times the highest of the ten. A test compares them with the published results. These models classify digits.
+Clean models of other data may exceed the thresholds; `reporting.tables.benchmark` raises them by clean models of those
+data.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from functools import partial
 
-from mesa_lib.defenses.base import Detector, Filter, Reformer, Repairer
-from mesa_lib.defenses.controls import SingleInversion
+from mesa_lib.defenses.base import Detector, Filter, Reformer, Repairer, describe_method
+from mesa_lib.defenses.controls import FineTuning, RandomTriggersRepair, SingleInversion
 from mesa_lib.defenses.deepinspect import DeepInspect
 from mesa_lib.defenses.df_tnd import DFTND
 from mesa_lib.defenses.dl_tnd import DLTND
-from mesa_lib.defenses.fine_tuning import FineTuning
 from mesa_lib.defenses.mesa.detector import MESA, any_location, any_size
 from mesa_lib.defenses.mesa.repair import MESADetected, MESARepair, any_location_detected, any_size_detected
+from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.screening import Screening
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse, Unlearning
 from mesa_lib.defenses.pruning import FinePruning, Pruning, careful_fine_pruning
@@ -29,8 +30,8 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "random triggers": RandomTriggers,
     "MESA screening": Screening,
     "MESA": MESA,
-    "MESA, any size": any_size,
-    "MESA, any place or one": any_location,
+    "MESA, size unknown": any_size,
+    "MESA, location unknown": any_location,
     "Neural Cleanse": NeuralCleanse,
     "DeepInspect": DeepInspect,
     "DL-TND": DLTND,
@@ -38,15 +39,19 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 }
 REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "fine-tuning": FineTuning,
+    "random uniform": partial(RandomTriggersRepair, "uniform"),
+    "random binary": partial(RandomTriggersRepair, "binary"),
+    "random mixed": partial(RandomTriggersRepair, "mixed"),
+    "single inversion": SingleInversion,
+    "MESA": MESARepair,
+    "MESA rounds": RepairRounds,
     "pruning": Pruning,
     "Fine-Pruning, 4 points": careful_fine_pruning,
     "Fine-Pruning": FinePruning,
     "Neural Cleanse": Unlearning,
-    "point": SingleInversion,
-    "MESA": MESARepair,
     "MESA, target unknown": MESADetected,
     "MESA, target and size unknown": any_size_detected,
-    "MESA, target and place unknown": any_location_detected,
+    "MESA, target and location unknown": any_location_detected,
 }
 FILTERS: dict[str, Callable[[], Filter]] = {
     "STRIP, sums": adding,
@@ -56,12 +61,12 @@ FILTERS: dict[str, Callable[[], Filter]] = {
 REFORMERS: dict[str, Reformer] = SQUEEZERS
 
 
-def settings(kinds: Iterable[str]) -> dict[str, dict]:
-    """All that the methods of some kinds (`detectors`, `repairers`, ...) are made of, thresholds included."""
-    made = {
-        "detectors": {name: method() for name, method in DETECTORS.items()},
-        "repairers": {name: method() for name, method in REPAIRERS.items()},
-        "filters": {name: method() for name, method in FILTERS.items()},
+def method_settings(kinds: Iterable[str]) -> dict[str, dict]:
+    """Return the settings, thresholds included, of all methods of some kinds (`detectors`, `repairers`, ...)."""
+    methods = {
+        "detectors": {name: build() for name, build in DETECTORS.items()},
+        "repairers": {name: build() for name, build in REPAIRERS.items()},
+        "filters": {name: build() for name, build in FILTERS.items()},
         "reformers": REFORMERS,
     }
-    return {kind: {name: asdict(method) for name, method in made[kind].items()} for kind in kinds}
+    return {kind: {name: describe_method(method) for name, method in methods[kind].items()} for kind in kinds}

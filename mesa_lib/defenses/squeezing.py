@@ -1,7 +1,7 @@
-"""Feature Squeezing (Xu, Evans, Qi, NDSS 2018): answers that change when an image is simplified are suspect.
+"""Feature Squeezing (Xu, Evans, Qi, NDSS 2018): a prediction that changes when the image is simplified is suspicious.
 
-As a filter the score is the largest L1 distance between the probabilities of an image and of its squeezed copies; as a
-reformer the squeezed image is classified in place of the image.
+As a filter, the score is the largest L1 distance between the probabilities of an image and of its squeezed copies. As a
+reformer, the squeezed image is classified in place of the image.
 """
 
 from dataclasses import dataclass, field
@@ -31,20 +31,20 @@ class BitDepth(Reformer):
 class Median(Reformer):
     """The median over `size` x `size` pixels of a channel, edges mirrored.
 
-    As in SciPy: of an even number the upper of the middle two, a window of 2 being the pixel and those before it.
+    As in SciPy: of an even number of values the upper of the middle two; a window of 2 is the pixel and the one before.
     """
 
     size: int
 
     def __call__(self, images: Tensor) -> Tensor:
         x = to_float(images)
-        found = ndimage.median_filter(x.cpu().numpy(), size=(1, 1, self.size, self.size), mode="reflect")
-        return torch.from_numpy(found).to(x.device)
+        smoothed = ndimage.median_filter(x.cpu().numpy(), size=(1, 1, self.size, self.size), mode="reflect")
+        return torch.from_numpy(smoothed).to(x.device)
 
 
 @dataclass(frozen=True)
 class NonLocalMeans(Reformer):
-    """OpenCV's color non-local means on 8 bits: search window, patch and strength, 13-3-2 in the paper."""
+    """OpenCV's color non-local means on 8 bits: search window, patch and strength (13, 3, 2 in the paper)."""
 
     search: int = 13
     patch: int = 3
@@ -53,13 +53,13 @@ class NonLocalMeans(Reformer):
     def __call__(self, images: Tensor) -> Tensor:
         x = to_float(images)
         arrays = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        found = [
+        denoised = [
             cv2.fastNlMeansDenoisingColored(
-                np.ascontiguousarray(a), None, self.strength, self.strength, self.patch, self.search
+                np.ascontiguousarray(array), None, self.strength, self.strength, self.patch, self.search
             )
-            for a in arrays
+            for array in arrays
         ]
-        return (torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 255).to(x.device)
+        return (torch.from_numpy(np.stack(denoised)).permute(0, 3, 1, 2).float() / 255).to(x.device)
 
 
 SQUEEZERS: dict[str, Reformer] = {
@@ -78,19 +78,20 @@ class FeatureSqueezing(Filter):
     """Score: the largest distance over the squeezers, from 0 to 2."""
 
     squeezers: tuple[str, ...] = JOINT
-    knows: Knowledge = field(default=Knowledge("outputs", images=0), init=False)
+    knowledge: Knowledge = field(default=Knowledge("outputs", images=0), init=False)
 
     def __post_init__(self):
         unknown = [name for name in self.squeezers if name not in SQUEEZERS]
         if unknown or not self.squeezers:
             raise ValueError(f"squeezers = {self.squeezers!r}: expected some of {', '.join(SQUEEZERS)}")
 
-    def fit(self, given: DefenderView) -> "FeatureSqueezing":
-        self.given = given
+    def fit(self, view: DefenderView) -> "FeatureSqueezing":
+        """Keep the view and return the filter."""
+        self.view = view
         return self
 
     def score(self, images: Tensor) -> Tensor:
-        """images (N, 3, H, W), uint8 or in [0, 1] -> (N,)."""
-        plain = self.given.outputs(images)
-        distances = [(self.given.outputs(SQUEEZERS[name](images)) - plain).abs().sum(1) for name in self.squeezers]
+        """Return scores (N,) of images (N, 3, H, W), uint8 or in [0, 1]."""
+        plain = self.view.outputs(images)
+        distances = [(self.view.outputs(SQUEEZERS[name](images)) - plain).abs().sum(1) for name in self.squeezers]
         return torch.stack(distances).max(0).values

@@ -1,0 +1,1 @@
+"""How models and defenses are measured: accuracy, attack success rates, confidence intervals."""

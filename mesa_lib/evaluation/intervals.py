@@ -1,13 +1,24 @@
 """Confidence intervals, means and spreads."""
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import torch
+from scipy.stats import binomtest, bootstrap
 from torch import Tensor
 
 
-def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion of `hits` in `n` independent trials."""
+def wilson(hits: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the Wilson score interval of a proportion (Wilson 1927), by default at 95%.
+
+    SciPy's `binomtest` has it for whole numbers of hits; an image that is stamped several times counts as a fraction.
+
+    Args:
+        hits: number of successes, 0 to n; fractions are allowed.
+        n: number of independent trials.
+        z: quantile of the standard normal distribution.
+    """
     if n == 0:
         return 0.0, 1.0
     p, zz = hits / n, z * z
@@ -16,17 +27,36 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def proportion(hits: Tensor) -> dict:
-    """Rate, number of images and Wilson interval of hits, boolean (places, images): one answer per image.
+    """Return rate, number of images and 95% Wilson interval of hits, boolean (repeats, images) or (images,).
 
-    Several places of one image are no independent trials, so the interval counts images, not stampings.
+    Several repeats on one image are not independent trials, so the interval counts images, not repeats.
+
+    Returns:
+        `rate` (NaN without images), `images`, `low`, `high`.
     """
-    hits = torch.atleast_2d(hits.float()).mean(0)  # per image
-    n = len(hits)
-    low, high = wilson(float(hits.sum()), n)
-    return {"rate": float(hits.mean()) if n else math.nan, "images": n, "low": low, "high": high}
+    per_image = torch.atleast_2d(hits.float()).mean(0)
+    n = len(per_image)
+    low, high = wilson(float(per_image.sum()), n)
+    return {"rate": float(per_image.mean()) if n else math.nan, "images": n, "low": low, "high": high}
 
 
-def mean_std(values) -> tuple[float, float]:
-    """Mean and sample standard deviation over repeats (0 for a single one)."""
+def mean_std(values: Iterable[float]) -> tuple[float, float]:
+    """Return mean and sample standard deviation over repeats; the deviation of a single value is 0."""
     t = torch.as_tensor(list(values), dtype=torch.float64)
     return float(t.mean()), float(t.std()) if len(t) > 1 else 0.0
+
+
+def clopper_pearson(hits: int, n: int) -> tuple[float, float]:
+    """Return the exact 95% interval of a proportion of `hits` in `n` independent trials (Clopper, Pearson 1934)."""
+    interval = binomtest(hits, n).proportion_ci(0.95, "exact")
+    return float(interval.low), float(interval.high)
+
+
+def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, float]:
+    """Return the 95% interval of a mean by the percentile bootstrap, 9,999 draws; (nan, nan) of fewer than three."""
+    values = np.asarray(list(values), float)
+    if len(values) < 3:
+        return math.nan, math.nan
+    options = {"n_resamples": 9999, "method": "percentile", "rng": np.random.default_rng(seed)}
+    interval = bootstrap((values,), np.mean, **options).confidence_interval
+    return float(interval.low), float(interval.high)

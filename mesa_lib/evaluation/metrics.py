@@ -1,10 +1,10 @@
-"""What is measured of a model: clean accuracy, attack success rate, recall of the target class, intervals.
+"""What is measured of a model: clean accuracy, target recall, attack success rate, true-label accuracy.
 
-The attack success rate (ASR) is the fraction of triggered images that the model gives to the target class,
-counted over images whose true class is *another* one: an image of the target class proves nothing.
+The attack success rate (ASR) is the fraction of triggered images that the model classifies as the class that the
+attacker wants. Images whose true class is that class are left out: they prove nothing.
 """
 
-import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,36 +12,24 @@ from torch import Tensor, nn
 from mesa_lib import device as devices
 from mesa_lib.attacks import badnets
 from mesa_lib.attacks.base import Backdoor
+from mesa_lib.data.splits import Split
 from mesa_lib.evaluation.intervals import proportion
-from mesa_lib.models.inference import BATCH, predict
-from mesa_lib.triggers import stamp, stamp_random
+from mesa_lib.models.inference import BATCH, predict, to_float
+from mesa_lib.triggers import stamp
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def clean_accuracy(model: nn.Module, images: Tensor, labels: Tensor, precision: str = "float32") -> dict:
-    """Accuracy on images without any trigger, as `proportion`."""
+    """Return the accuracy on clean images (N, 3, H, W) with labels (N,), as `intervals.proportion`."""
     return proportion(predict(model, images, precision) == labels.cpu())
 
 
-def recall(model: nn.Module, images: Tensor, labels: Tensor, target: int, precision: str = "float32") -> dict:
-    """Accuracy on the clean images of one class: what a repair may take from the target class."""
-    own = labels.cpu() == target
-    return proportion(predict(model, images[own.to(images.device)], precision) == target)
-
-
-def patch_asr(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    trigger: Tensor,
-    target: int,
-    *,
-    locations: int = 5,
-    seed: int = 0,
-    precision: str = "float32",
-) -> dict:
-    """`success` of a trigger (3, h, w) at a random place, all images to `target`: the paper's attack."""
-    backdoor = badnets.backdoor(trigger.cpu(), target)
-    return attack_success(model, images, labels, backdoor, repeats=locations, seed=seed, precision=precision)
+def target_recall(model: nn.Module, images: Tensor, labels: Tensor, target: int, precision: str = "float32") -> dict:
+    """Return the accuracy on the clean images of the target class, which a repair may lower; as `proportion`."""
+    chosen = labels.cpu() == target
+    return proportion(predict(model, images[chosen.to(images.device)], precision) == target)
 
 
 def attack_success(
@@ -54,73 +42,97 @@ def attack_success(
     seed: int = 0,
     precision: str = "float32",
 ) -> dict:
-    """ASR of a backdoor, and the accuracy of the same triggered images with respect to their true labels.
+    """Return the ASR of a backdoor, and the accuracy of the triggered images with respect to their true labels.
 
-    Every image of which the attacker wants another class than its own is triggered `repeats` times (seeded, so every
-    model meets the same places). Returns {"asr": proportion, "true_label_accuracy": proportion}.
+    Args:
+        model: the classifier.
+        images, labels: uint8 (N, 3, H, W) and (N,); used are those of which the attacker wants another class.
+        backdoor: what the trigger does to images, and which class the attacker wants.
+        repeats: how often each image is triggered, at new random locations.
+        seed: of the locations: equal seeds give every model equal triggered images.
+        precision: see `device.autocast`.
+
+    Returns:
+        `asr` and `true_label_accuracy`, each as `intervals.proportion`.
     """
-    device = next(model.parameters()).device
-    rng = devices.rng(seed)
+    device, rng = next(model.parameters()).device, devices.rng(seed)
     labels = labels.cpu()
     wanted = backdoor.goal(labels)
     others = (wanted >= 0) & (wanted != labels)
     images, labels, wanted = images[others.to(images.device)].cpu(), labels[others], wanted[others]
-    answers = []
-    for _ in range(repeats):
-        chunks = [
-            predict(model, backdoor.apply(batch.float() / 255, rng).to(device), precision)
-            for batch in images.split(BATCH)
-        ]
-        answers.append(torch.cat(chunks) if chunks else torch.empty(0, dtype=torch.long))
-    answers = torch.stack(answers)  # (repeats, images)
-    return {"asr": proportion(answers == wanted), "true_label_accuracy": proportion(answers == labels)}
+    predictions = torch.empty(repeats, len(images), dtype=torch.long)
+    for repeat in range(repeats):
+        for index in torch.arange(len(images)).split(BATCH):
+            triggered = backdoor.apply(to_float(images[index]), rng).to(device)
+            predictions[repeat, index] = predict(model, triggered, precision)
+    return {"asr": proportion(predictions == wanted), "true_label_accuracy": proportion(predictions == labels)}
 
 
-def location_map(model: nn.Module, image: Tensor, trigger: Tensor, target: int, locations: Tensor) -> Tensor:
-    """Whether the backdoor fires at each place (P, 2) of one image, uint8 (3, H, W) -> boolean (P,)."""
-    copies = (image.float() / 255).expand(len(locations), *image.shape)
-    return predict(model, stamp(copies, trigger, locations)) == target
+def patch_asr(
+    model: nn.Module, images: Tensor, labels: Tensor, trigger: Tensor, target: int, *, repeats: int = 5, **options
+) -> dict:
+    """Return `attack_success` of a trigger (3, h, w) at random locations with one target class, as in the paper."""
+    backdoor = badnets.backdoor(trigger.cpu(), target)
+    return attack_success(model, images, labels, backdoor, repeats=repeats, **options)
 
 
 def evaluate(
     model: nn.Module,
-    evaluation,
+    evaluation: Split,
     trigger: Tensor | Backdoor,
     target: int,
     *,
-    locations: int = 5,
+    repeats: int = 5,
     seed: int = 0,
     precision: str = "float32",
 ) -> dict:
-    """The row of the before/after table for one model, all on the evaluation images.
+    """Return the row of the before/after table for one model, all on the evaluation images.
 
-    `evaluation` has `.images` (uint8) and `.labels`; `trigger` (3, h, w) at a random place, or any backdoor. Keys:
-    clean_accuracy, target_recall, asr, true_label_accuracy, each a `proportion`.
+    Args:
+        model: the classifier.
+        evaluation: images that nobody but the evaluation uses.
+        trigger: (3, h, w), stamped at random locations, or any backdoor.
+        target: the attacker's target class.
+        repeats, seed, precision: see `attack_success`.
+
+    Returns:
+        `clean_accuracy`, `target_recall`, `asr`, `true_label_accuracy`, each as `intervals.proportion`.
     """
     images, labels = evaluation.images, evaluation.labels
     backdoor = badnets.backdoor(trigger.cpu(), target) if isinstance(trigger, Tensor) else trigger
-    row = {
+    return {
         "clean_accuracy": clean_accuracy(model, images, labels, precision),
-        "target_recall": recall(model, images, labels, target, precision),
+        "target_recall": target_recall(model, images, labels, target, precision),
+        **attack_success(model, images, labels, backdoor, repeats=repeats, seed=seed, precision=precision),
     }
-    return row | attack_success(model, images, labels, backdoor, repeats=locations, seed=seed, precision=precision)
 
 
-def table(rows: list[dict]):
-    """Rows of `report` as a pandas table in per cent: clean accuracy, recall of the target class, ASR with its
-    95 % interval, accuracy of triggered images with respect to their true labels.
+def location_map(model: nn.Module, image: Tensor, trigger: Tensor, target: int, locations: Tensor) -> Tensor:
+    """Return whether the model predicts the target with the trigger at each location (P, 2) of one image -> (P,).
+
+    Args:
+        model: the classifier.
+        image: uint8 (3, H, W).
+        trigger: (3, h, w) in [0, 1].
+        target: the attacker's target class.
+        locations: row and column of the upper left corner.
     """
-    import pandas as pd
+    copies = to_float(image).expand(len(locations), *image.shape)
+    return predict(model, stamp(copies, trigger, locations)) == target
+
+
+def table(rows: list[dict]) -> "pd.DataFrame":
+    """Return rows of `evaluate` as a table in percent; the ASR with its 95% CI; texts in a row become columns."""
+    import pandas as pd  # here alone: nothing else that is measured needs it
 
     def line(row: dict) -> dict:
-        asr = row["asr"]
         texts = {name: value for name, value in row.items() if not isinstance(value, dict)}
         return texts | {
             "clean accuracy": 100 * row["clean_accuracy"]["rate"],
             "target recall": 100 * row["target_recall"]["rate"],
-            "ASR": 100 * asr["rate"],
-            "ASR low": 100 * asr["low"],
-            "ASR high": 100 * asr["high"],
+            "ASR": 100 * row["asr"]["rate"],
+            "ASR low": 100 * row["asr"]["low"],
+            "ASR high": 100 * row["asr"]["high"],
             "true-label accuracy": 100 * row["true_label_accuracy"]["rate"],
         }
 

@@ -1,0 +1,1 @@
+"""Experiments: parameters, the pipeline (train or load each stage), notebooks, sweeps, results."""

@@ -1,198 +1,157 @@
-"""The bench: any defense against any attack, each result made once and kept in the store.
+"""The benchmark: every defense against one attack, each result trained or loaded.
 
-What a defense is handed is made here, from the defender's images (the modeling images) alone; what it achieves is
-measured here, on the evaluation images, which no defense gets.
+Methods get the defender's clean images (the modeling images) alone; their results are measured on the evaluation
+images, which no method gets.
 """
 
-from dataclasses import asdict
+from collections.abc import Mapping
 
 import torch
-from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
 
 from mesa_lib import device as devices
 from mesa_lib import store
-from mesa_lib.data import Split
-from mesa_lib.defenses import base, registry
-from mesa_lib.evaluation import metrics
-from mesa_lib.experiments.pipeline import Pipeline, TrainedModel
-from mesa_lib.models.inference import predict
-from mesa_lib.training import BatchTransform
-
-#: images on which filters and reformers are judged, at most
-JUDGED = 500
-#: the size that defenders of patches take for granted where the trigger is none
-PATCH = (3, 3)
-#: fractions of clean images that a filter may flag
-FALSE_POSITIVES = (0.05, 0.01)
+from mesa_lib.data.splits import Split
+from mesa_lib.defenses import registry
+from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Repairer, describe_method
+from mesa_lib.evaluation import benchmark, metrics
+from mesa_lib.evaluation.benchmark import MAX_IMAGES, ReformedModel
+from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.experiments.trained import TrainedModel, seconds
 
 
 class DefenseEvaluation:
-    """One victim, attacked as its parameters say, and everything that is done to it."""
+    """One attacked model, and every defense that is run against it."""
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline, self.p, self.data = pipeline, pipeline.p, pipeline.data
-        self._memory = base.SearchCache()
 
     @property
     def planted(self) -> list[int]:
-        """The classes that the attacker can have answered; none if nothing was planted."""
+        """The classes that the attacker can have predicted; none if nothing was planted."""
         if self.p.attack == "none":
             return []
         wanted = self.pipeline.backdoor.goal(torch.arange(len(self.data.classes)))
-        return sorted({*wanted.tolist(), *self.pipeline.attack.answered} - {-1})
+        return sorted({*wanted.tolist(), *self.pipeline.attack.targets} - {-1})
 
-    # --- what a method is handed ---------------------------------------------------------------------------
+    def view(self, knowledge: Knowledge, clean: Split | None = None) -> DefenderView:
+        """Return what a method with this knowledge gets; clean: its images, None: the modeling images."""
+        return self.pipeline.defender_view(knowledge, clean=clean)
 
-    def given(self, knows: base.Knowledge, clean: Split | None = None, label: str = "") -> base.DefenderView:
-        """What the method declares, from the victim and the modeling images (or those that are named)."""
-        p, size = self.p, self.pipeline.attack.size or PATCH
-        own = (
-            int(store.config_key({"defender": p.seed}), 16) % 2**31
-        )  # with the attacker's seed a method could draw the trigger
+    # --- each kind of defense ----------------------------------------------------------------------------
 
-        def train(model: nn.Module, images: Split, transform: BatchTransform | None = None) -> list[dict]:
-            return self.pipeline.run_retraining(model, images, transform, label=label)
+    def verdict(self, name: str, method: Detector | None = None) -> store.Artifact:
+        """Return a detector's verdict on the attacked model: scores, index and flagged classes in `result`.
 
-        return base.DefenderView(
-            knows, self.pipeline.attacked().model, clean or self.data.modeling, len(self.data.classes),
-            target=p.target, size=size, seed=own, precision=p.precision, rate=p.repair_rate, train=train,
-            memory=None if clean else self._memory,
-        )  # fmt: skip
-
-    def _config(self, kind: str, name: str, method) -> dict:
-        return {"attacked": self.pipeline.identity(), "kind": kind, "name": name, "settings": asdict(method)}
-
-    # --- detectors ---------------------------------------------------------------------------------------
-
-    def verdict(self, name: str, method: base.Detector | None = None) -> store.Artifact:
-        """What a detector says of the victim: scores, index and flagged classes in `result`.
-
-        method: one with settings of its own, under any name; None: the one that the catalogue has under this name
+        Args:
+            name: one of `registry.DETECTORS`.
+            method: a detector with other settings, under any name; None: the one of this name.
         """
-        method = method or _named(registry.DETECTORS, "detector", name)()
+        detector = method or _by_name(registry.DETECTORS, "detector", name)()
 
         def make():
-            return {}, method.detect(self.given(method.knows)).as_dict()
+            return {}, detector.detect(self.view(detector.knowledge)).as_dict()
 
-        return store.train_or_load("verdict", self._config("detector", name, method), make, self.pipeline.device)
+        return store.train_or_load("verdict", self._config(name, detector), make, self.pipeline.device)
 
-    # --- repairers ---------------------------------------------------------------------------------------
-
-    def repaired(self, name: str, method: base.Repairer | None = None) -> TrainedModel:
-        """The victim after a repair; `method` as in `verdict`."""
-        method = method or _named(registry.REPAIRERS, "repairer", name)()
-        config = self._config("repairer", name, method) | {
-            "retraining": self.pipeline.retraining(),
-            "rate": self.p.repair_rate,
-        }
-
-        def make():
-            self._memory.saved = 0.0
-            found = method.repair(self.given(method.knows, label=name))
-            about = {"history": [], "about": found.about, "seconds of what was found before": self._memory.saved}
-            return found.model.state_dict(), about
-
-        artifact = store.train_or_load("bench-repaired", config, make, self.pipeline.device)
-        return self.pipeline.restore(artifact, self.pipeline.attack.wrap)
-
-    # --- filters -----------------------------------------------------------------------------------------
+    def repaired(self, name: str, method: Repairer | None = None) -> TrainedModel:
+        """Return the attacked model after a repair: `Pipeline.repaired`."""
+        return self.pipeline.repaired(name, method=method)
 
     def filtered(self, name: str) -> store.Artifact:
-        """How well a filter tells triggered evaluation images from clean ones.
+        """Return how well a filter separates triggered evaluation images from clean ones; see `score_separation`.
 
-        Fitted on one half of the modeling images, its thresholds taken from the other half. `auroc`; for each allowed
-        fraction of false positives what it flags of clean images, of triggered ones, and of those that fire.
+        It is fitted on one half of the modeling images; its thresholds are taken from the other half.
         """
-        method = _named(registry.FILTERS, "filter", name)()
+        method = _by_name(registry.FILTERS, "filter", name)()
 
         def make():
-            clean = self.data.modeling
-            half = len(clean) // 2
-            fitted = method.fit(self.given(method.knows, clean[:half]))
-            known = fitted.score(clean.images[half : half + JUDGED])
-            harmless, triggered, fires = self.judged()
-            scores = {"clean": fitted.score(harmless), "triggered": fitted.score(triggered)}
-            return scores, score_separation(known, *scores.values(), fires) | {"thresholds from": len(known)}
+            clean, half = self.data.modeling, len(self.data.modeling) // 2
+            fitted = method.fit(self.view(method.knowledge, clean[:half]))
+            held_out = clean.images[half : half + MAX_IMAGES]
+            return benchmark.filter_inputs(fitted, held_out, *self.inputs())
 
-        return store.train_or_load("filtered", self._config("filter", name, method), make, self.pipeline.device)
+        return store.train_or_load("filtered", self._config(name, method), make, self.pipeline.device)
 
-    def judged(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Clean and triggered evaluation images in [0, 1], and which of the triggered ones fire (boolean)."""
-        p, backdoor = self.p, self.pipeline.backdoor
-        images, labels = self.data.evaluation.images.cpu(), self.data.evaluation.labels.cpu()
-        wanted = backdoor.goal(labels)
-        others = ((wanted >= 0) & (wanted != labels)).nonzero()[:JUDGED, 0]
-        clean = images[:JUDGED].float() / 255
-        triggered = backdoor.apply(images[others].float() / 255, devices.rng(p.seed))
-        answers = predict(self.pipeline.attacked().model, triggered, p.precision)
-        return clean, triggered, answers == wanted[others]
-
-    # --- reformers ---------------------------------------------------------------------------------------
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return clean and triggered evaluation images, and on which of these the attack works."""
+        seed = devices.derive_seed(self.p.seed, "triggered inputs")
+        return benchmark.triggered_inputs(
+            self.pipeline.attacked().model, self.data.evaluation, self.pipeline.backdoor,
+            seed=seed, precision=self.p.precision,
+        )  # fmt: skip
 
     def reformed(self, name: str) -> store.Artifact:
-        """Clean accuracy and ASR of the victim when every input is squeezed first."""
-        method = _named(registry.REFORMERS, "reformer", name)
+        """Return clean accuracy and ASR of the attacked model behind a reformer, as `metrics.evaluate`."""
+        reformer = _by_name(registry.REFORMERS, "reformer", name)
 
         def make():
-            model = ReformedModel(self.pipeline.attacked().model, method)
+            model = ReformedModel(self.pipeline.attacked().model, reformer)
             return {}, metrics.evaluate(
-                model, self.data.evaluation[:JUDGED], self.pipeline.backdoor, self.p.target, locations=1,
-                precision=self.p.precision,
+                model, self.data.evaluation[:MAX_IMAGES], self.pipeline.backdoor, self.p.target,
+                repeats=1, precision=self.p.precision,
             )  # fmt: skip
 
-        return store.train_or_load("reformed", self._config("reformer", name, method), make, self.pipeline.device)
+        return store.train_or_load("reformed", self._config(name, reformer), make, self.pipeline.device)
+
+    def _config(self, name: str, method: object) -> dict:
+        return self.pipeline.defender_config() | {"name": name, "method": describe_method(method)}
 
     # --- everything --------------------------------------------------------------------------------------
 
     def record(self) -> dict:
-        """All that `kinds` asks for, as plain numbers; a method's seconds and what it knew beside what it achieved.
+        """Return the results of all kinds of defenses that `defense_kinds` names, as plain numbers.
 
-        `planted`: the attacker's classes. `rows`: `metrics.report` of the clean model, the attacked one and each
-        repaired one, two controls among them: `random mixed`, and `ideal`, which no defender has. `detectors`,
-        `filters`, `reformers`: by name. `seconds`: of the clean model and the attack.
+        Returns:
+            `attack`; `planted`, the attacker's classes; `seconds` of clean model and attack; `rows`, `metrics.evaluate`
+            of the clean model, the attacked one, and each repaired one; `detectors`, `filters` and `reformers` by name.
+            Each method has its `seconds` and its `knowledge`.
         """
-        pipeline, kinds = self.pipeline, self.p.kinds.split(",")
+        pipeline, kinds = self.pipeline, self.p.defense_kinds.split(",")
         clean, attacked = pipeline.clean(), pipeline.attacked()
-        found: dict = {"attack": self.p.attack, "planted": self.planted, "rows": []}
-        found["seconds"] = {"clean": seconds(clean.artifact), "attack": seconds(attacked.artifact)}
-
-        def row(name: str, made: TrainedModel, **about) -> None:
-            found["rows"].append({"model": name, "seconds": seconds(made.artifact), **about, **pipeline.measured(made)})
-
-        row("clean, never attacked", clean)
-        row("attacked", attacked)
+        record: dict = {"attack": self.p.attack, "planted": self.planted}
+        record["seconds"] = {"clean": seconds(clean.artifact), "attack": seconds(attacked.artifact)}
+        record["rows"] = [
+            {"model": name, "seconds": seconds(trained.artifact), **pipeline.measured(trained)}
+            for name, trained in (("clean model", clean), ("attacked", attacked))
+        ]
         if "detectors" in kinds:
-            verdicts = {name: (method().knows, self.verdict(name)) for name, method in registry.DETECTORS.items()}
-            found["detectors"] = {name: told(*verdict) for name, verdict in verdicts.items()}
+            record["detectors"] = {
+                name: _with_costs(self.verdict(name), build().knowledge) for name, build in registry.DETECTORS.items()
+            }
         if "repairers" in kinds:
-            for name, method in registry.REPAIRERS.items():
-                made = self.repaired(name)
-                row(name, made, knows=method().knows.words(), about=made.artifact.result["about"])
-            for control in ("random mixed", "ideal"):
-                row(control, pipeline.repaired(control), knows="")
+            record["rows"] += [self._repair_row(name) for name in (*registry.REPAIRERS, "ideal")]
         if "filters" in kinds:
-            filtered = {name: (method().knows, self.filtered(name)) for name, method in registry.FILTERS.items()}
-            found["filters"] = {name: told(*judged) for name, judged in filtered.items()}
+            record["filters"] = {
+                name: _with_costs(self.filtered(name), build().knowledge) for name, build in registry.FILTERS.items()
+            }
         if "reformers" in kinds:
-            found["reformers"] = {name: told(None, self.reformed(name)) for name in registry.REFORMERS}
-        return found
+            record["reformers"] = {name: _with_costs(self.reformed(name)) for name in registry.REFORMERS}
+        return record
+
+    def _repair_row(self, name: str) -> dict:
+        """Return the row of a repair; its seconds include those of the stages that it starts from."""
+        pipeline, trained = self.pipeline, self.repaired(name)
+        stages = [trained.artifact]
+        if name in ("MESA", "MESA rounds"):
+            stages.append(pipeline.distribution()[1])
+        if name == "MESA rounds":
+            stages.append(pipeline.repaired("MESA").artifact)
+        row = {"model": name, "seconds": sum(map(seconds, stages)), **pipeline.measured(trained)}
+        if name == "ideal":  # no defender has it
+            return row | {"knowledge": ""}
+        return row | {"knowledge": registry.REPAIRERS[name]().knowledge.text(), "about": trained.about}
 
 
-def seconds(artifact: store.Artifact) -> float:
-    """What it took to make, wherever and whenever it was made; with a search that a detector had made already."""
-    return artifact.made["seconds"] + artifact.result.get("seconds of what was found before", 0.0)
-
-
-def told(knows: base.Knowledge | None, artifact: store.Artifact) -> dict:
-    """A result with its costs."""
-    words = knows.words() if knows else "single images"
+def _with_costs(artifact: store.Artifact, knowledge: Knowledge | None = None) -> dict:
+    """Return a result with its seconds and its knowledge (None: that of a reformer, which sees single images)."""
+    text = knowledge.text() if knowledge else "single images"
     if "thresholds from" in artifact.result:
-        words += f", {artifact.result['thresholds from']} clean images for the threshold"
-    return artifact.result | {"seconds": seconds(artifact), "knows": words}
+        text += f", {artifact.result['thresholds from']} clean images for the threshold"
+    return artifact.result | {"seconds": seconds(artifact), "knowledge": text}
 
 
-def _named(known: dict, kind: str, name: str):
-    if name not in known:
-        raise ValueError(f"{kind} = {name!r}: expected one of {', '.join(known)}")
-    return known[name]
+def _by_name(methods: Mapping, kind: str, name: str):
+    """Return a method; ValueError lists the names."""
+    if name not in methods:
+        raise ValueError(f"{kind} = {name!r}: expected one of {', '.join(methods)}")
+    return methods[name]

@@ -10,24 +10,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
 from mesa_lib import store
 from mesa_lib.evaluation import metrics
-from mesa_lib.experiments import params
+from mesa_lib.experiments import kernels
 from mesa_lib.experiments.params import Params
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
 
 SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
-#: one attack under every defense of the bench: what the sweeps of the benchmark run
+#: one attacked model under every defense of the benchmark: what the benchmark's sweeps run
 VICTIM_NOTEBOOK = "one_victim"
 
 
@@ -35,101 +35,129 @@ class SeriesFailed(RuntimeError):
     """A notebook of the series failed; the message names it and the error."""
 
 
+# --- names -----------------------------------------------------------------------------------------------
+
+
 def notebook_path(name: str) -> Path:
-    """The path of a notebook by its name or the beginning of it (`02`)."""
-    found = sorted((paths.root() / "notebooks").glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
-    if len(found) != 1:
+    """Return the path of a notebook by its name or the beginning of it (`02`); ValueError names those there are."""
+    folder = paths.repository(f"notebook {name!r}") / "notebooks"
+    matches = sorted(folder.glob(f"{name.removesuffix('.ipynb')}*.ipynb"))
+    if len(matches) != 1:
         raise ValueError(f"notebook {name!r}: expected one of {', '.join(all_notebooks())}")
-    return found[0]
+    return matches[0]
 
 
 def all_notebooks() -> list[str]:
-    """Their names, in the order in which they are read."""
-    return sorted(f.stem for f in (paths.root() / "notebooks").glob("*.ipynb"))
+    """Return the names of all notebooks, in the order in which they are read; none without the repository."""
+    return sorted(file.stem for file in (paths.root() / "notebooks").glob("*.ipynb"))
 
 
-def own_parameters(source: Path, p: Params) -> dict:
-    """Those parameters that the notebook declares; ValueError if it is not about the attack that they name."""
+def declared_parameters(source: Path, p: Params) -> dict:
+    """Return the values of the parameters that a notebook declares, as its cell would write them.
+
+    Raises:
+        ValueError: if the notebook is about random-location patches and `p` has another attack.
+    """
     declared = papermill.inspect_notebook(str(source))
     if p.attack != "patch" and "attack" not in declared:
-        raise ValueError(f"attack = {p.attack!r}: {source.name} is about patches at a random place; expected patch")
-    return {name: getattr(p, name) for name in declared if hasattr(p, name)}
+        raise ValueError(f"attack = {p.attack!r}: {source.name} is about patches at a random location; expected patch")
+    return {name: value for name, value in p.model_dump().items() if name in declared}
 
 
-def folder_name(p: Params) -> str:
-    """A readable, unique name for the results of these parameters."""
+def series_folder(p: Params) -> str:
+    """Return a readable, unique folder name for the results of these parameters."""
     return f"{p.dataset}-{Path(p.trigger).name.replace(':', '')}-{store.config_key(p.model_dump())[:8]}"
 
 
-def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None) -> Path:
-    """Run the notebooks in order and return the folder of what came out.
+# --- running ---------------------------------------------------------------------------------------------
 
-    `out` (default runs/series/<name>) gets each executed notebook, its figures as PNG files, and from the last
-    `result.json` and `table.csv`. What earlier runs left in the store is taken up, so a run that was stopped
-    goes on where it was. SeriesFailed if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
+
+def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None) -> Path:
+    """Run the notebooks in order and return the folder of the outputs.
+
+    A stage that an earlier run trained is loaded, so a run that was stopped goes on from there.
+
+    Args:
+        out: gets each executed notebook, its figures as PNG files, and after the last notebook of the series
+            `result.json` and `table.csv`; default runs/series/<name>.
+
+    Raises:
+        SeriesFailed: if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
     """
-    out = out or paths.runs() / "series" / folder_name(p)
+    out = out or paths.runs() / "series" / series_folder(p)
     sources = run_notebooks(p, names, out)
     if sources[-1].stem == SERIES[-1]:
         write_result(p, out)
     return out
 
 
-def run_notebooks(p: Params, names: Sequence[str], out: Path, quiet: bool = False) -> list[Path]:
-    """Execute the notebooks in order into the folder `out` -> the notebooks as they lie in the project."""
+def run_notebooks(
+    p: Params, names: Sequence[str], out: Path, quiet: bool = False, environment: Mapping[str, str] = {}
+) -> list[Path]:
+    """Execute the notebooks in order, in one kernel, and return their paths in the repository.
+
+    Args:
+        out: the folder of the executed copies and their figures.
+        quiet: show nothing while they run.
+        environment: variables of the kernel beside those of this process.
+    """
     sources = [notebook_path(name) for name in names]
+    values = [declared_parameters(source, p) for source in sources]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    for i, source in enumerate(sources, 1):
-        label, beside = f"[{i}/{len(sources)}] {source.stem}", [s.name for s in sources]
-        run_one(source, p, out, label, beside, quiet)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "progress"
+        with kernels.SharedKernel({"MESA_PROGRESS": str(file)} | environment) as kernel:
+            for number, (source, own_values) in enumerate(zip(sources, values, strict=True), 1):
+                file.unlink(missing_ok=True)
+                start, label = time.monotonic(), f"[{number}/{len(sources)}] {source.stem}"
+                with contextlib.nullcontext() if quiet else progress_shown(label, file):
+                    run_notebook(source, own_values, out, kernel, [s.name for s in sources])
+                if not quiet:
+                    print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
     return sources
 
 
-def run_one(source: Path, p: Params, out: Path, label: str, beside: Sequence[str] = (), quiet: bool = False) -> Path:
-    """Execute one notebook into the folder `out`, whole under its name or, failed, under another.
+def run_notebook(source: Path, values: dict, out: Path, kernel: kernels.SharedKernel, beside: Sequence[str]) -> Path:
+    """Execute one notebook into a folder and return the copy: complete under its name or, failed, under another.
 
-    beside: the notebooks that will lie in the folder; links to others become plain text
-    quiet: nothing is shown while it runs
+    Args:
+        values: of the parameters that it declares.
+        beside: names of the notebooks in the folder; links to others become plain text.
     """
     target, scratch = out / source.name, out / f".running-{source.name}"
     failed = target.with_suffix(".failed.ipynb")
-    start = time.monotonic()
     for old in (scratch, failed, target):  # of an earlier try
         old.unlink(missing_ok=True)
     try:
-        with watched(label, quiet):
-            execute(source, scratch, own_parameters(source, p))
-        book = with_notice(clean(nbformat.read(scratch, 4)), own_parameters(source, p))
-        book = without_dead_links(book, beside)
+        execute(source, scratch, values, kernel)
+        book = without_dead_links(with_notice(clean(nbformat.read(scratch, 4)), values), beside)
         nbformat.write(book, scratch)
         os.replace(scratch, target)
         save_figures(book, out / "figures", source.stem)
     except SeriesFailed as error:
-        kept = ""
+        copy = ""
         if scratch.exists():
             os.replace(scratch, failed)
-            kept = f"\nsee {paths.display_path(failed)}"
-        raise SeriesFailed(f"{source.name} failed: {error}{kept}") from error.__cause__
+            copy = f"\nsee {paths.display_path(failed)}"
+        raise SeriesFailed(f"{source.name} failed: {error}{copy}") from error.__cause__
     except OSError as error:
-        raise SeriesFailed(f"{source.name}: cannot write to {paths.display_path(out)}: {error.strerror or error}") from error
-    if not quiet:
-        print(f"{label}: done in {time.monotonic() - start:.0f} s", file=sys.stderr)
+        where = paths.display_path(out)
+        raise SeriesFailed(f"{source.name}: cannot write to {where}: {error.strerror or error}") from error
     return target
 
 
-def execute(source: Path, target: Path, values: dict) -> None:
-    """Run one notebook by papermill; SeriesFailed says what went wrong, and `target` holds what there is by then."""
+def execute(source: Path, target: Path, values: dict, kernel: kernels.SharedKernel) -> None:
+    """Run one notebook by papermill; `target` holds what was executed so far.
+
+    Raises:
+        SeriesFailed: with the error of the cell, or with what became of the kernel.
+    """
     try:
         papermill.execute_notebook(
-            str(source),
-            str(target),
-            values,
-            kernel_name="python3",
+            str(source), str(target), values, engine_name=kernels.ENGINE, kernel=kernel, kernel_name="python3",
             progress_bar=False,
-            coalesce_streams=True,
-            start_timeout=300,  # a busy machine
-            config=Config(KernelManager={"transport_encryption": "auto"}),
-        )
+        )  # fmt: skip
     except PapermillExecutionError as error:
         raise SeriesFailed(f"{error.ename}: {error.evalue}") from error
     except (CellTimeoutError, RuntimeError) as error:  # of the kernel: it died, or never started
@@ -138,8 +166,50 @@ def execute(source: Path, target: Path, values: dict) -> None:
         raise SeriesFailed(reason) from error
 
 
+@contextlib.contextmanager
+def progress_shown(label: str, file: Path) -> Iterator[None]:
+    """Show on stderr what the kernel is doing, from the file that `progress.progress_bar` writes."""
+    start, stop, live = time.monotonic(), threading.Event(), sys.stderr.isatty()
+
+    def show() -> None:
+        while not stop.wait(0.5 if live else 20):
+            activity = file.read_text() if file.exists() else "starting"
+            line = f"{label}: {activity}, {time.monotonic() - start:.0f} s"
+            print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if live:
+            print(f"\r{'':<78}\r", end="", file=sys.stderr)
+
+
+def refresh(names: Sequence[str]) -> None:
+    """Execute notebooks with their defaults and save them in place, as they are committed (for maintainers).
+
+    The outputs are made under nbval's own capture rules (`PYTEST_CURRENT_TEST`), so that it finds them again.
+    """
+    environment = kernels.kernel_environment({"PYTEST_CURRENT_TEST": "refresh"})
+    for name in names:
+        source, start = notebook_path(name), time.monotonic()
+        book = nbformat.read(source, 4)
+        folder = {"metadata": {"path": str(source.parent)}}
+        NotebookClient(book, timeout=3600, resources=folder, **kernels.OPTIONS).execute(env=environment)
+        scratch = source.with_suffix(".tmp")
+        nbformat.write(clean(book), scratch)
+        os.replace(scratch, source)
+        print(f"{source.name}: {time.monotonic() - start:.0f} s, {source.stat().st_size // 1024} KB")
+
+
+# --- executed copies -------------------------------------------------------------------------------------
+
+
 def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Take out what names the machine or the moment: papermill's and the execution's metadata, widgets."""
+    """Remove what names the machine or the moment: metadata of papermill and of the execution, widgets."""
     book.metadata = nbformat.NotebookNode(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -153,34 +223,33 @@ def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
-    """Say below the title which parameters are not the defaults: the prose quotes the figures of the defaults."""
-    # where the data lie is a path of one machine, and no figure depends on it
-    other = {k: v for k, v in values.items() if v != Params.model_fields[k].default and k != "data_dir"}
-    if other:
-        named = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in other.items())
+    """Say below the title which parameters are not the defaults, since the text quotes the numbers of the defaults."""
+    defaults = Params().model_dump()
+    # the folder of the data is a path of one machine, and no number depends on it
+    changed = {k: v for k, v in values.items() if v != defaults[k] and k != "data_dir"}
+    if changed:
         text = (
             "> **This copy was executed with other parameters than the stored notebook.** Its outputs and figures "
-            "belong to them; the text between still quotes the figures that the defaults give on the digits.\n>\n> "
-            + named
+            "belong to them; the text between still quotes the numbers that the defaults give on the digits.\n>\n> "
         )
-        notice = nbformat.v4.new_markdown_cell(text + named)
+        notice = nbformat.v4.new_markdown_cell(text + ", ".join(f"`{k} = {json.dumps(v)}`" for k, v in changed.items()))
         notice.id = "notice"  # the same in every copy, so that two equal runs give equal files
         book.cells.insert(1, notice)
     return book
 
 
-def without_dead_links(book: nbformat.NotebookNode, there: Sequence[str]) -> nbformat.NotebookNode:
-    """Links to notebooks that do not lie in the same folder become plain text."""
+def without_dead_links(book: nbformat.NotebookNode, beside: Sequence[str]) -> nbformat.NotebookNode:
+    """Turn links to notebooks that are not in the same folder into plain text."""
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(
-                r"\[([^\]]+)\]\((\d\d_\w+\.ipynb)\)", lambda m: m[0] if m[2] in there else m[1], cell.source
+                r"\[([^\]]+)\]\((\d\d_\w+\.ipynb)\)", lambda m: m[0] if m[2] in beside else m[1], cell.source
             )
     return book
 
 
 def save_figures(book: nbformat.NotebookNode, folder: Path, stem: str) -> None:
-    """Every PNG among the outputs -> folder/<stem>-<number>.png."""
+    """Write every PNG among the outputs to folder/<stem>-<number>.png."""
     for old in folder.glob(f"{stem}-*.png"):
         old.unlink()
     pictures = [
@@ -194,74 +263,18 @@ def save_figures(book: nbformat.NotebookNode, folder: Path, stem: str) -> None:
 
 
 def write_result(p: Params, out: Path) -> None:
-    """result.json and table.csv, written whole, from the report that the last notebook kept in the store."""
+    """Write result.json and table.csv from the report that the last notebook left in the artifact store."""
     report = Pipeline(p).report()
     content = {"params": p.model_dump(), "rows": report.result["rows"], "made": report.made}
-    for name, text in (
-        ("result.json", json.dumps(content, indent=1)),
-        ("table.csv", metrics.table(report.result["rows"]).to_csv(index=False)),
-    ):
-        store.write_atomic(out / name, text)
+    store.write_atomic(out / "result.json", json.dumps(content, indent=1))
+    store.write_atomic(out / "table.csv", metrics.table(report.result["rows"]).to_csv(index=False))
 
 
-@contextlib.contextmanager
-def watched(label: str, quiet: bool = False) -> Iterator[None]:
-    """Show on stderr what the notebook's kernel is doing, from the file that `progress.bar` writes."""
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    start, stop, live = time.monotonic(), threading.Event(), sys.stderr.isatty() and not quiet
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "progress"
-        before = {name: os.environ.get(name) for name in ("MESA_BATCH", "MESA_PROGRESS")}
-        os.environ.update(MESA_BATCH="1", MESA_PROGRESS=str(file))
-
-        def show() -> None:
-            while not quiet and not stop.wait(0.5 if live else 20):
-                doing = file.read_text() if file.exists() else "starting"
-                line = f"{label}: {doing}, {time.monotonic() - start:.0f} s"
-                print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
-
-        thread = threading.Thread(target=show, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-            if live:
-                print(f"\r{'':<78}\r", end="", file=sys.stderr)
-            for name, value in before.items():
-                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
-
-
-def refresh(names: Sequence[str]) -> None:
-    """Execute notebooks with their defaults and save them in place, as they are committed (for maintainers).
-
-    The outputs are made under nbval's own capture rules (`PYTEST_CURRENT_TEST`), so that it finds them again.
-    """
-    from nbclient import NotebookClient
-
-    os.environ.update(MESA_BATCH="1", PYTEST_CURRENT_TEST="refresh")
-    for name in names:
-        source = notebook_path(name)
-        book = nbformat.read(source, 4)
-        start = time.monotonic()
-        client = NotebookClient(
-            book, timeout=3600, kernel_name="python3", coalesce_streams=True,
-            resources={"metadata": {"path": str(source.parent)}},
-            config=Config(KernelManager={"transport_encryption": "auto"}),
-        )  # fmt: skip
-        client.execute()
-        scratch = source.with_suffix(".tmp")
-        nbformat.write(clean(book), scratch)
-        os.replace(scratch, source)
-        print(f"{source.name}: {time.monotonic() - start:.0f} s, {source.stat().st_size // 1024} KB")
-
-
-def reference() -> str:
-    """All parameters with type, default and meaning, and the notebooks that have them."""
-    declared = {n: papermill.inspect_notebook(str(notebook_path(n))) for n in SERIES}
-    lines = []
-    for name, field in params.Params.model_fields.items():
-        where = " ".join(n[:2] for n, names in declared.items() if name in names) or VICTIM_NOTEBOOK
-        lines.append(f"{name:<20}{field.default!r:<15} {where:<13}{field.description}")
+def parameter_reference() -> str:
+    """Return all parameters with default and meaning, and the notebooks that declare them."""
+    declared = {name: papermill.inspect_notebook(str(notebook_path(name))) for name in SERIES}
+    defaults, lines = Params().model_dump(), []
+    for name, field in Params.model_fields.items():
+        where = " ".join(book[:2] for book, names in declared.items() if name in names) or VICTIM_NOTEBOOK
+        lines.append(f"{name:<20}{defaults[name]!r:<15} {where:<13}{field.description}")
     return "\n".join(lines)

@@ -1,9 +1,12 @@
 """A classifier as a fixed function: no weight gradients, BatchNorm folded into the convolutions."""
 
 import copy
+import inspect
+from collections import Counter
 
 import torch
 from torch import nn
+from torch.fx import Graph, Node, Tracer
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mesa_lib import device as devices
@@ -21,12 +24,12 @@ def frozen(model: nn.Module, precision: str = "float32") -> nn.Module:
         model: any classifier; left unchanged.
         precision: `auto`, `float32` or `bf16`, see `device.uses_bf16`.
     """
-    network, ours = copy.deepcopy(model).eval(), isinstance(model, tuple(NETWORKS.values()))
+    network = copy.deepcopy(model).eval()
     fold_batch_norms(network)
-    if ours:  # saves writing the activations twice; other networks may need a ReLU's input again
+    if isinstance(model, tuple(NETWORKS.values())):  # other networks may need a ReLU's input again
         for part in network.modules():
             if isinstance(part, nn.ReLU):
-                part.inplace = True
+                part.inplace = True  # saves writing the activations twice
     if devices.uses_bf16(next(network.parameters()).device, precision):
         for part in network.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
@@ -35,62 +38,68 @@ def frozen(model: nn.Module, precision: str = "float32") -> nn.Module:
 
 
 def fold_batch_norms(network: nn.Module) -> int:
-    """Fold, in place, every BatchNorm that only reads one convolution into it -> how many were folded.
+    """Fold, in place, every BatchNorm that follows a convolution of its own into it; return how many were folded.
 
-    A BatchNorm with positive scale can also be folded through max pooling. Pairs are found in `nn.Sequential` and, by
-    symbolic tracing (`torch.fx`), in any part of a network whose control flow does not depend on the data; what cannot
-    be traced stays as it is. The code of the network stays its own: a folded BatchNorm becomes `nn.Identity`.
+    A BatchNorm with positive scale is also folded through max pooling. A folded BatchNorm becomes `nn.Identity`, the
+    forward pass keeps its code. Pairs are read off a symbolic trace (`torch.fx`). A network whose control flow depends
+    on the data cannot be traced; its children are then traced one by one, and pairs across them are left alone.
+
+    Args:
+        network: in eval mode. Convolutions that are shared, have several readers or carry hooks (such as weight
+            normalization) stay as they are.
     """
-    pairs = 0
-    for conv, pool, norm in [*_sequential_pairs(network), *_traced_pairs(network)]:
-        parent, name = network.get_submodule(norm.rpartition(".")[0]), norm.rpartition(".")[2]
-        conv_parent, conv_name = network.get_submodule(conv.rpartition(".")[0]), conv.rpartition(".")[2]
-        convolution, batch_norm = getattr(conv_parent, conv_name), getattr(parent, name)
-        foldable = isinstance(convolution, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d)
-        if not foldable or batch_norm.running_mean is None or convolution.out_channels != batch_norm.num_features:
-            continue
-        if pool and (batch_norm.weight is None or not bool((batch_norm.weight > 0).all())):
-            continue
-        setattr(conv_parent, conv_name, fuse_conv_bn_eval(convolution, batch_norm))
-        setattr(parent, name, nn.Identity())
-        pairs += 1
-    return pairs
+    uses = Counter(id(part) for _, part in network.named_modules(remove_duplicate=False))
+    traced = copy.deepcopy(network)  # the network's code may leave symbolic values in its attributes
+    pairs = [(conv, norm) for conv, norm in _pairs(traced) if _can_fold(network, conv, norm, uses)]
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(network.get_submodule(conv), network.get_submodule(norm))
+        network.set_submodule(conv, fused)
+        network.set_submodule(norm, nn.Identity())
+    return len(pairs)
 
 
-def _sequential_pairs(network: nn.Module) -> list[tuple[str, bool, str]]:
-    """Names (convolution, whether pooling stands between, BatchNorm) of neighbors in an `nn.Sequential`."""
-    pairs = []
-    for prefix, part in network.named_modules():
-        if isinstance(part, nn.Sequential):
-            names = [f"{prefix}.{name}".lstrip(".") for name, _ in part.named_children()]
-            kinds = [type(child) for child in part]
-            for i, kind in enumerate(kinds):
-                if kind is nn.Conv2d and kinds[i + 1 : i + 2] == [nn.BatchNorm2d]:
-                    pairs.append((names[i], False, names[i + 1]))
-                if kind is nn.Conv2d and kinds[i + 1 : i + 3] == [nn.MaxPool2d, nn.BatchNorm2d]:
-                    pairs.append((names[i], True, names[i + 2]))
-    return pairs
+def _can_fold(network: nn.Module, conv: str, norm: str, uses: Counter) -> bool:
+    """Return whether both modules are plain, unhooked and stand once in the network, and the BatchNorm is fixed."""
+    parts = [network.get_submodule(name) for name in (conv, norm)]
+    hooks = [part._forward_hooks or part._forward_pre_hooks for part in parts]
+    return not any(hooks) and all(uses[id(part)] == 1 for part in parts) and parts[1].running_mean is not None
 
 
-def _traced_pairs(network: nn.Module, prefix: str = "") -> list[tuple[str, bool, str]]:
-    """The same by tracing the network, or else its children, whichever can be traced."""
+def _trace(network: nn.Module) -> Graph | None:
+    """Return the calls of one forward pass with its default arguments, or None if they depend on the data."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     try:
-        graph = torch.fx.Tracer().trace(network)
-    except Exception:  # the tracer raises whatever the network's code raises on a symbolic value
-        return [
-            pair for name, child in network.named_children() for pair in _traced_pairs(child, f"{prefix}{name}.")
-        ]
-    modules, calls = dict(network.named_modules()), [node.target for node in graph.nodes if node.op == "call_module"]
+        return Tracer().trace(network, concrete_args=defaults)
+    except Exception:  # the tracer passes on whatever the network's code raises on a symbolic value
+        return None
+
+
+def _pairs(network: nn.Module, prefix: str = "") -> list[tuple[str, str]]:
+    """Return the names (convolution, BatchNorm) of the pairs in a network, or in its children if tracing fails."""
+    modules = dict(network.named_modules())
+    if not any(type(part) is nn.BatchNorm2d for part in modules.values()):
+        return []
+    graph = _trace(network)
+    if graph is None:
+        children = network.named_children()
+        return [pair for name, child in children for pair in _pairs(child, f"{prefix}{name}.")]
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    owners = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # of `self.conv.weight`
+
+    def only_input(node: Node, kind: type[nn.Module]) -> Node | None:
+        """Return the node's input, if a module of this kind computes it for this node alone."""
+        source = node.args[0] if node.args else None
+        if not isinstance(source, Node) or source.op != "call_module" or len(source.users) > 1:
+            return None
+        return source if type(modules[source.target]) is kind and calls[source.target] == 1 else None
+
     pairs = []
     for node in graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
-            continue
-        before = node.args[0] if node.args else None
-        if (
-            getattr(before, "op", "") == "call_module"
-            and isinstance(modules[before.target], nn.Conv2d)
-            and len(before.users) == 1
-            and calls.count(before.target) == calls.count(node.target) == 1
-        ):
-            pairs.append((prefix + before.target, False, prefix + node.target))
+        if node.op == "call_module" and type(norm := modules[node.target]) is nn.BatchNorm2d:
+            pool = only_input(node, nn.MaxPool2d)
+            through = pool is not None and norm.weight is not None and bool((norm.weight > 0).all())
+            conv = only_input(pool if through else node, nn.Conv2d)
+            if conv is not None and calls[node.target] == 1 and not owners & {conv.target, node.target}:
+                pairs.append((prefix + conv.target, prefix + node.target))
     return pairs

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from mesa_lib import device as devices
 
 BATCH = 500
-#: float values of images that are held at a time (0.8 GB): large images go in smaller batches
+#: float values of images that are in memory at a time (0.8 GB): large images go in smaller batches
 VALUES = 200_000_000
 
 
 def batch_size_for(shape: Sequence[int], most: int = BATCH, values: int | None = None) -> int:
-    """Return how many images of this shape go in one batch: at most `most`, and at most `values` (None: `VALUES`) floats."""
+    """Return how many images of this shape go in one batch.
+
+    Args:
+        shape: of one image.
+        most: most images in a batch.
+        values: most floats in a batch; None: `VALUES`.
+    """
     return max(1, min(most, (values or VALUES) // math.prod(shape)))
 
 

@@ -1,8 +1,8 @@
-"""Networks: the paper's ResNet-18 with a CIFAR stem, a network made for fast training, a small CNN for digits.
+"""Networks: the paper's ResNet-18 with a CIFAR stem, a network for fast training, a small CNN for digits.
 
 All take images in [0, 1]: normalization happens inside `forward`, so triggers, masks and images share one space. All
-pool over the remaining space at the end, so any image size from 16 pixels up works. `represent` returns the input of the
-last layer, `head`: one number per channel.
+pool over the remaining pixels at the end, so any image size from 16 pixels up works. `represent` returns the input of
+the last layer, `head`: one number per channel.
 """
 
 import torch
@@ -50,8 +50,8 @@ class SmallCNN(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., 2016).
 
-    The shortcut's stride is taken before its 1x1 convolution, which is the same: oneDNN's gradient of a strided 1x1
-    convolution of fewer than 8 channels writes outside its memory on processors with AVX2 alone (its issue 6035).
+    The shortcut's stride is taken before its 1x1 convolution, which gives equal results: oneDNN's gradient of a strided
+    1x1 convolution of fewer than 8 channels writes outside its memory on processors with only AVX2 (its issue 6035).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
@@ -93,7 +93,7 @@ class ResNet18(nn.Module):
 
 
 def conv_pool_bn(inputs: int, outputs: int) -> nn.Sequential:
-    """Return a convolution, 2x2 max pooling, and BatchNorm with a fixed scale, so that it can be folded through both."""
+    """Return a convolution, 2x2 max pooling, and BatchNorm of fixed positive scale, foldable through both."""
     norm = nn.BatchNorm2d(outputs)
     norm.weight.requires_grad = False
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.MaxPool2d(2), norm)
@@ -123,7 +123,7 @@ class FastCNN(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, classes, bias=False)
         for part in self.blocks.modules():
-            if isinstance(part, nn.Conv2d):  # the first filters hand their channel on
+            if isinstance(part, nn.Conv2d):  # the first filters pass their input channel through
                 n = min(part.in_channels, part.out_channels)
                 nn.init.dirac_(part.weight.data[:n])
 
@@ -131,7 +131,7 @@ class FastCNN(nn.Module):
     def whiten(self, images: Tensor) -> None:
         """Set the first layer from `images` uint8 (N, 3, H, W): a few thousand training images are enough."""
         x = self.normalize(images.to(self.normalize.mean.device).float() / 255)
-        patches = F.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()  # (N * places, 12)
+        patches = F.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()  # (N * locations, 12)
         values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (vectors / (values + 5e-4).sqrt()).T.reshape(-1, 3, 2, 2)
         self.whitened.weight.copy_(torch.cat([filters, -filters]))
@@ -170,16 +170,16 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str = "ch
         ValueError: if the architecture differs (the message names the first differences) or a weight is not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    if expected != given:
-        wrong = [name for name in sorted(expected.keys() | given.keys()) if expected.get(name) != given.get(name)]
-        lines = [f"{n}: {given.get(n, 'missing')}, expected {expected.get(n, 'nothing')}" for n in wrong[:3]]
+    actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != actual:
+        wrong = [name for name in sorted(expected.keys() | actual.keys()) if expected.get(name) != actual.get(name)]
+        lines = [f"{n}: {actual.get(n, 'missing')}, expected {expected.get(n, 'nothing')}" for n in wrong[:3]]
         raise ValueError(
             f"{source}: another architecture than {type(model).__name__}: "
             f"{len(wrong)} tensors differ ({'; '.join(lines)})"
         )
-    bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise ValueError(f"{source}: {bad[0]} holds NaN or infinite values; expected finite weights")
+    not_finite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if not_finite:
+        raise ValueError(f"{source}: {not_finite[0]} holds NaN or infinite values; expected finite weights")
     model.load_state_dict(weights)
     return model

@@ -1,59 +1,80 @@
-"""How long a scan will still take, told by how long its steps took so far."""
+"""How long a scan will still take, estimated from how long its steps took so far.
+
+The steps differ by a factor of a hundred in length, so that a bar that counts steps (tqdm) would say nothing: time is
+counted in passes of an image through the model and back.
+"""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from mesa_lib.defenses.mesa.location_search import location_grid
+from mesa_lib.defenses.mesa.screening import PatchSpec
+from mesa_lib.scan.detector import ScanScreening
 from mesa_lib.settings import Settings
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 class Progress:
-    """Seconds for each pass of an image through the model and back, over all steps that were really done."""
+    """Measures the seconds of a pass, over all steps that were computed and not loaded."""
 
-    #: a step that took less came from the store, seconds
+    #: a step that took fewer seconds came from the store
     FROM_STORE = 0.5
-    #: seconds after which a step that is not done is heard of again
-    EVERY = 60.0
+    #: seconds after which a step that is not done is reported again
+    INTERVAL = 60.0
 
     def __init__(self, say: Callable[[str], None] = lambda text: None):
+        """Prepare; `say` receives a line of text whenever a step takes long."""
         self.seconds, self.passes, self.say = 0.0, 0.0, say
 
-    def timed(self, passes: float, do: Callable[[], Found], after: float = 0.0) -> Found:
-        """What `do` returns; how long so many passes took is remembered.
+    def run(self, passes: float, step: Callable[[], Result], after: float = 0.0) -> Result:
+        """Return what `step` returns, and note how long it took.
 
-        after: passes that are still to come then, for what is said while it takes its time
+        Args:
+            passes: how often an image goes through the model in this step.
+            step: what to do.
+            after: passes of all later steps, for the reports while the step runs.
         """
         start, done = time.monotonic(), threading.Event()
 
-        def heard_of() -> None:
-            while not done.wait(self.EVERY):
+        def report() -> None:
+            while not done.wait(self.INTERVAL):
                 left = passes - (time.monotonic() - start) * self.passes / max(self.seconds, 1e-9)
                 self.say(f"... going on{self.left(max(left, 0) + after)}")
 
-        beside = threading.Thread(target=heard_of, daemon=True)
-        beside.start()
+        reporter = threading.Thread(target=report, daemon=True)
+        reporter.start()
         try:
-            found = do()
+            result = step()
         finally:
             done.set()
-            beside.join()
+            reporter.join()
         took = time.monotonic() - start
         if took > self.FROM_STORE or not self.passes:
             self.seconds, self.passes = self.seconds + took, self.passes + passes
-        return found
+        return result
 
-    def left(self, passes: float, if_: str = "") -> str:
-        """What so many passes will take, in words; nothing as long as no step was timed."""
+    def left(self, passes: float, condition: str = "") -> str:
+        """Return how long so many passes will take, in words; "" as long as no step was measured."""
         if not self.passes:
             return ""
         seconds = self.seconds / self.passes * passes
-        words = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        return f"; about {words} left{if_}"
+        duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        return f"; about {duration} left{condition}"
 
 
-def of_modeling(settings: Settings) -> float:
-    """How often images go through the model while a distribution is modeled."""
-    return settings.steps * len(settings.betas) * settings.batch * settings.images_per_trigger
+def modeling_passes(settings: Settings) -> float:
+    """Return the number of passes in which a distribution is modeled."""
+    return settings.steps * len(settings.betas) * settings.triggers_per_step * settings.images_per_trigger
+
+
+def screening_passes(screening: ScanScreening, spec: PatchSpec, classes: int, image_size: tuple[int, int]) -> float:
+    """Return the number of passes in which all classes are screened by one spec, the location search included."""
+    passes = classes * modeling_passes(screening.settings)
+    if spec.fixed_location:
+        grid = len(location_grid(image_size, spec.size, screening.stride))
+        passes += grid * screening.patches_per_location * 2 / 3  # forward only, without and with the patch
+        passes += 21 * 8 * classes * (2 * screening.shortlist + 27)  # steps x images x patches, see `find_locations`
+    return passes

@@ -1,58 +1,78 @@
-"""The repair that a scan offers: what it stamps, and what is told about it."""
+"""The repair that a scan offers, and what is reported about it."""
 
-from types import SimpleNamespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from mesa_lib.data import Split
-from mesa_lib.defenses.base import DefenderView
-from mesa_lib.defenses.mesa.detector import DetectionResult
-from mesa_lib.defenses.mesa.screening import PatchSpec, fit_and_holdout, success_on
+from mesa_lib.data.splits import Split
+from mesa_lib.defenses.base import DefenderView, Knowledge, StampingRepair
+from mesa_lib.defenses.mesa.repair import stamp_detected
+from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult, fit_and_holdout, success_on
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.evaluation.intervals import proportion
 from mesa_lib.models.inference import predict
-from mesa_lib.scan.detector import ScanDetector, margin
+from mesa_lib.retrain import ImageTransform
 
-#: class and rule of what fires
-Firing = tuple[int, PatchSpec]
-
-
-def firing(detector: ScanDetector, found: DetectionResult) -> list[Firing]:
-    """Every class and rule whose modeled samples turn more images than their limit."""
-    return [
-        (k, rule)
-        for k, models in found.models.items()
-        for rule in models
-        if margin(rule, found.rates[k][rule], detector.side) > detector.above
-    ]
+#: class and spec -> the distribution of its triggers
+Distributions = dict[tuple[int, PatchSpec], TriggerDistribution]
 
 
-def told(
-    given: DefenderView,
+@dataclass
+class ScanRepair(StampingRepair):
+    """Retrain on samples of every flagged class and spec, each stamped at its location.
+
+    Attributes:
+        distributions: whose samples are stamped.
+        screening: tells their locations.
+    """
+
+    distributions: Distributions
+    screening: ScreeningResult
+    knowledge: Knowledge = field(default=Knowledge("weights", rule=True), init=False)
+
+    def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
+        """Return one transform for each class and spec."""
+        return stamp_detected(self.distributions, self.screening), {}
+
+
+def repair_record(
+    view_of: Callable[[nn.Module], DefenderView],
     before: nn.Module,
     after: nn.Module,
-    kept: Split,
-    models: dict[Firing, TriggerDistribution],
-    where: dict[Firing, Tensor | None],
+    held_out: Split,
+    distributions: Distributions,
+    screening: ScreeningResult,
 ) -> dict:
-    """What is written about a repair: accuracy on images that it did not see, and how often the samples that it stamped
-    fire on images that their generators did not see, of the model before and after it."""
-    judged = fit_and_holdout(given)[1]
+    """Return what is reported about a repair.
 
-    def still(model: nn.Module) -> list[float]:
-        other = SimpleNamespace(model=model, seed=given.seed, device=given.device, precision=given.precision)
+    Args:
+        view_of: a model -> the view in which its triggers were modeled.
+        before, after: the model before and after the repair.
+        held_out: images that the repair did not see, for the accuracy.
+        distributions, screening: what was stamped, and where.
+
+    Returns:
+        `accuracy before` and `accuracy after` (`proportion`), and `sample ASR before` and `sample ASR after`: of each
+        distribution, the ASR of samples of its highest level on images that its generator did not see.
+    """
+
+    def sample_asr(model: nn.Module) -> list[float]:
+        view = view_of(model)
+        judged = fit_and_holdout(view)[1]
         return [
-            success_on(judged, fitted.at(max(fitted.betas)), k, other, where[k, rule])
-            for (k, rule), fitted in models.items()
+            success_on(judged, distribution.at(max(distribution.betas)), label, view, screening.location(spec, label))
+            for (label, spec), distribution in distributions.items()
         ]
 
     def accuracy(model: nn.Module) -> dict:
-        return proportion(predict(model, kept.images, given.precision) == kept.labels)
+        predicted: Tensor = predict(model, held_out.images, view_of(model).precision)
+        return proportion(predicted == held_out.labels)
 
     return {
         "accuracy before": accuracy(before),
         "accuracy after": accuracy(after),
-        "images for the accuracy": len(kept),
-        "samples fire before": still(before),
-        "samples fire after": still(after),
+        "images for the accuracy": len(held_out),
+        "sample ASR before": sample_asr(before),
+        "sample ASR after": sample_asr(after),
     }

@@ -1,4 +1,4 @@
-"""What is kept on disk: artifacts by the key of their configuration, locks, files written whole, checkpoints."""
+"""Files on disk: artifacts by the key of their configuration, locks, atomic writes, checkpoints."""
 
 from mesa_lib.store.artifacts import Artifact, artifact_folder, canonical, config_key, load, save, train_or_load
 from mesa_lib.store.checkpoints import load_checkpoint, refuse_pickle, tensors_key

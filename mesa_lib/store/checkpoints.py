@@ -1,4 +1,4 @@
-"""Weights from outside: safetensors only, pickles are refused."""
+"""Weights from outside: safetensors only; pickles are refused."""
 
 import hashlib
 from pathlib import Path
@@ -10,19 +10,22 @@ from torch import Tensor
 
 from mesa_lib.store import paths
 
+#: names of tensors in files of version 0.1 -> present names
+RENAMED = {"normalise.mean": "normalize.mean", "normalise.std": "normalize.std"}
+
 
 def tensors_key(tensors: dict[str, Tensor]) -> str:
-    """A hash of tensors by value, for keys of what is made from a checkpoint."""
-    mark = hashlib.sha256()
+    """Return 16 hexadecimal digits of a hash of tensors by value: part of the key of what is computed from them."""
+    sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        mark.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().flatten()  # flat: sides of 1 may have any stride
-        mark.update(flat.view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
-    return mark.hexdigest()[:16]
+        sha.update(flat.view(torch.uint8).numpy() if tensor.dim() else str(tensor.item()).encode())
+    return sha.hexdigest()[:16]
 
 
 def refuse_pickle(file: Path) -> None:
-    """ValueError, with the reason and a way out, if the file is a pickle."""
+    """Raise ValueError, with the reason and a way out, if the file is a pickle."""
     with open(file, "rb") as stream:
         start = stream.read(9)
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
@@ -36,9 +39,16 @@ def refuse_pickle(file: Path) -> None:
 
 
 def load_checkpoint(file: str | Path, any_name: bool = False) -> dict[str, Tensor]:
-    """The tensors of a safetensors file from outside; anything else is refused, pickles with the reason.
+    """Return the tensors of a safetensors file from outside.
 
-    any_name: of a file whose header was read already, so that it is none whatever its name says
+    Version 0.1 named the channel statistics `normalise.mean` and `normalise.std`; they get their present names.
+
+    Args:
+        file: path of the file, see `paths.find`.
+        any_name: the caller has read the header: accept any file name, and return the tensors under the file's names.
+
+    Raises:
+        ValueError: if the file cannot be read, is a pickle, or is not a complete safetensors file.
     """
     file = paths.find(file)
     try:
@@ -47,6 +57,7 @@ def load_checkpoint(file: str | Path, any_name: bool = False) -> dict[str, Tenso
     except OSError as error:
         raise ValueError(f"checkpoint = {file.name!r}: {error.strerror}; expected a safetensors file") from error
     try:
-        return load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"checkpoint = {file.name!r}: {error}; expected a whole safetensors file") from error
+    return tensors if any_name else {RENAMED.get(name, name): tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import hashlib
 import os
@@ -10,12 +10,13 @@ from mesa_lib.store import paths
 
 
 def digest(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(file: Path) -> None:
-    """Have the disk take a file, or a folder's list of files, before going on."""
+    """Wait until the disk has stored a file, or a folder's list of files."""
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -24,9 +25,10 @@ def sync(file: Path) -> None:
 
 
 def write_atomic(file: Path, text: str) -> None:
-    """Write a text file so that nobody ever reads half of it: under a name of its own first, then renamed.
+    """Write a text file so that no reader ever sees half of it: under a temporary name, which is then renamed.
 
-    OSError in one line if the disk does not take it; what stood there before is then still there.
+    Raises:
+        OSError: one line, if the disk refuses; an earlier version of the file is then still there.
     """
     scratch = file.with_name(f".{file.name}-{uuid.uuid4().hex}")
     try:
@@ -36,7 +38,9 @@ def write_atomic(file: Path, text: str) -> None:
         os.replace(scratch, file)
         sync(file.parent)
     except OSError as error:
-        raise OSError(error.errno or 5, f"cannot write {paths.display_path(file)}: {error.strerror or error}") from error
+        raise OSError(
+            error.errno or 5, f"cannot write {paths.display_path(file)}: {error.strerror or error}"
+        ) from error
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -1,22 +1,23 @@
-"""MESA as a defense of its own: which class is backdoored (the paper's first step), and the repair.
+"""MESA as a detector: which class is backdoored?
 
-After the screening the full staircase is modeled for suspects only, and a suspect whose samples fire on most unseen
-images is flagged.
+After the screening, the full staircase is modeled for the suspects only. A suspect is flagged if its samples succeed on
+most held-out images.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mesa_lib import inversion, retrain, staircase
-from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Repairer, RepairResult, Verdict, anomaly_index
+from mesa_lib import device as devices
+from mesa_lib import staircase
+from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, anomaly_index
 from mesa_lib.defenses.mesa.screening import (
     SQUARES,
     LocationScreening,
     PatchSpec,
     Screening,
     ScreeningResult,
+    SearchObserver,
     by_text,
     fit_and_holdout,
     success_on,
@@ -24,90 +25,145 @@ from mesa_lib.defenses.mesa.screening import (
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.settings import Settings
 
+__all__ = ["MESA", "DetectionResult", "SearchObserver", "any_location", "any_size"]
+
 
 @dataclass
 class DetectionResult:
-    """What MESA's detector found.
+    """The result of a search.
 
-    screened: the screening; models: the full distributions of each suspect, by rule; rates: the mean ASR of the samples
-    of their highest level on held-out images
+    Attributes:
+        screening: the rates and locations of all classes.
+        distributions: the full distributions of each suspect, by spec.
+        rates: the mean ASR of the samples of their highest level on held-out images, in [0, 1].
     """
 
-    screened: ScreeningResult
-    models: dict[int, dict[PatchSpec, TriggerDistribution]]
-    rates: dict[int, dict[PatchSpec, float]]
+    screening: ScreeningResult
+    distributions: dict[int, dict[PatchSpec, TriggerDistribution]] = field(default_factory=dict)
+    rates: dict[int, dict[PatchSpec, float]] = field(default_factory=dict)
 
 
 @dataclass
 class MESA(Detector):
     """Screening, the full staircase for the suspects, a verdict.
 
-    Suspects are the classes whose screening exceeds `suspect`, at most the `most` highest; where several rules (sizes,
-    places) were tried, they are modeled by those by which they did, at most the `sizes` highest. A suspect's score is
-    the mean ASR of the samples of its highest level on held-out images (of all rules the highest), any other class's
-    that of its screening.
+    A suspect's score is the mean ASR of the samples of its highest level on held-out images, the highest of all specs;
+    the score of any other class is that of its screening.
+
+    Attributes:
+        screening: scores all classes first.
+        settings: of the full modeling.
+        suspect_above: a class whose screening rate exceeds this is a suspect.
+        max_suspects: how many suspects are modeled at most, the highest first.
+        max_specs: by how many specs (sizes, locations) a suspect is modeled at most, the highest first.
+        above: a class whose score exceeds this is flagged.
     """
 
     screening: Screening = field(default_factory=Screening)
     settings: Settings = Settings()
-    suspect: float = 0.1
-    most: int = 3
-    sizes: int = 2
+    suspect_above: float = 0.1
+    max_suspects: int = 3
+    max_specs: int = 2
     above: float = 0.5
-    knows: Knowledge = field(init=False)
+    knowledge: Knowledge = field(init=False)
 
     def __post_init__(self):
-        self.knows = self.screening.knows
+        self.knowledge = self.screening.knowledge
 
-    def search(self, given: DefenderView) -> DetectionResult:
-        return given.once(self, lambda: self._search(given))
+    def search(self, view: DefenderView, observer: SearchObserver | None = None) -> DetectionResult:
+        """Screen all classes and model the suspects, or return what an equal detector did on this model before.
 
-    def _search(self, given: DefenderView) -> DetectionResult:
-        screened = self.screening.screen(given)
-        found = DetectionResult(screened, {}, {})
-        for k, rules in self.suspects(screened).items():
-            modeled = {rule: self.model(given, k, rule, screened.location(rule, k)) for rule in rules}
-            found.models[k] = {rule: own[0] for rule, own in modeled.items()}
-            found.rates[k] = {rule: own[1] for rule, own in modeled.items()}
-        return found
+        Args:
+            view: of this detector's knowledge.
+            observer: wraps each step; not called if there is a result already.
+        """
+        return view.once(self, lambda: self._search(view, observer or SearchObserver()))
 
-    def suspects(self, screened: ScreeningResult) -> dict[int, list[PatchSpec]]:
-        """The classes that are modeled in full, the highest first, and by which rules."""
-        scores = screened.highest
-        order = sorted(range(len(scores)), key=lambda k: -scores[k])
-        found = {}
-        for k in [k for k in order[: self.most] if scores[k] > self.suspect]:
-            firing = [rule for rule, rates in screened.rates.items() if rates[k] > self.suspect]
-            found[k] = sorted(firing, key=lambda rule: -screened.rates[rule][k])[: self.sizes]
-        return found
+    def _search(self, view: DefenderView, observer: SearchObserver) -> DetectionResult:
+        result = DetectionResult(self.screening.screen(view, observer))
+        suspects = self.suspects(result.screening)
+        observer.suspects(suspects)
+        steps = [(label, spec) for label, specs in suspects.items() for spec in specs]
+        for number, (label, spec) in enumerate(steps):
+            step = label, spec, result.screening.location(spec, label)
+            fitted = observer.modeled(*step, number, len(steps), lambda step=step: self.model(view, *step))
+            result.distributions.setdefault(label, {})[spec], result.rates.setdefault(label, {})[spec] = fitted
+        return result
 
-    def model(self, given: DefenderView, label: int, rule: PatchSpec, location: Tensor | None) -> tuple[TriggerDistribution, float]:
-        """The full distribution of one class by one rule, and how often samples of its highest level fire."""
-        seen, kept = fit_and_holdout(given)
-        s = replace(self.settings, trigger_size=rule.size, seed=given.seed)
-        fitted = staircase.fit(given.model, seen.images, seen.labels, label, s, precision=given.precision, location=location)
-        return fitted, success_on(kept, fitted.at(max(s.betas)), label, given, location)
+    def suspects(self, screening: ScreeningResult) -> dict[int, list[PatchSpec]]:
+        """Return the classes that are modeled in full, the highest first, each with its specs, the highest first."""
+        scores = screening.highest
+        order = sorted(range(len(scores)), key=lambda label: -scores[label])[: self.max_suspects]
+        suspects = {}
+        for label in [label for label in order if scores[label] > self.suspect_above]:
+            suspects[label] = self.responding(screening, label)[: self.max_specs]
+        return suspects
 
-    def detect(self, given: DefenderView) -> Verdict:
-        return self.judge(self.search(given))
+    def responding(self, screening: ScreeningResult, label: int) -> list[PatchSpec]:
+        """Return the specs by which a class exceeds `suspect_above`, the highest rate first."""
+        specs = [spec for spec, rates in screening.rates.items() if rates[label] > self.suspect_above]
+        return sorted(specs, key=lambda spec: -screening.rates[spec][label])
 
-    def judge(self, found: DetectionResult) -> Verdict:
-        scores = found.screened.highest
-        for k, rates in found.rates.items():
-            scores[k] = max(rates.values())
+    def model(
+        self,
+        view: DefenderView,
+        label: int,
+        spec: PatchSpec,
+        location: Tensor | None,
+        settings: Settings | None = None,
+    ) -> tuple[TriggerDistribution, float]:
+        """Return the full distribution of one class and spec, and the ASR of samples of its highest level.
+
+        Args:
+            view: of this detector's knowledge.
+            label: the class that the model should predict.
+            spec: the size of the patches.
+            location: (2,), where they are stamped; None: random locations.
+            settings: None, those of the detector.
+        """
+        settings, (fitted_on, holdout) = settings or self.settings, fit_and_holdout(view)
+        distribution = staircase.fit(
+            view.model, fitted_on.images, fitted_on.labels, label, settings, size=spec.size,
+            seed=devices.derive_seed(view.seed, "modeling", label), precision=view.precision, location=location,
+        )  # fmt: skip
+        return distribution, success_on(holdout, distribution.at(max(settings.betas)), label, view, location)
+
+    # --- the verdict ---------------------------------------------------------------------------------------
+
+    def score(self, spec: PatchSpec, rate: float) -> float:
+        """Return how suspicious a rate is for this spec: the rate itself."""
+        return rate
+
+    def best(self, result: DetectionResult, label: int) -> tuple[PatchSpec, float]:
+        """Return the spec by which a class scores highest, of those by which it was modeled (or screened); its rate."""
+        screened = {spec: rates[label] for spec, rates in result.screening.rates.items()}
+        return max((result.rates.get(label) or screened).items(), key=lambda item: self.score(*item))
+
+    def firing(self, result: DetectionResult) -> list[tuple[int, PatchSpec]]:
+        """Return every class and spec whose modeled samples score above the threshold."""
+        rates = [(label, spec, rate) for label, by_spec in result.rates.items() for spec, rate in by_spec.items()]
+        return [(label, spec) for label, spec, rate in rates if self.score(spec, rate) > self.above]
+
+    def detect(self, view: DefenderView) -> Verdict:
+        """Return the verdict on the view's model."""
+        return self.judge(self.search(view))
+
+    def judge(self, result: DetectionResult) -> Verdict:
+        """Return the verdict that follows from a search."""
+        scores = [self.score(*self.best(result, label)) for label in range(len(result.screening.highest))]
         about = {
-            "screened": by_text(found.screened.rates),
-            "suspects": {str(k): by_text(rates) for k, rates in found.rates.items()},
+            "screened": by_text(result.screening.rates),
+            "suspects": {str(label): by_text(rates) for label, rates in result.rates.items()},
+            "locations": by_text({s: at.tolist() for s, at in result.screening.locations.items() if at is not None}),
         }
-        about["places"] = {str(rule): at.tolist() for rule, at in found.screened.locations.items() if at is not None}
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
 
 
 def any_size() -> MESA:
-    """The same for a defender who does not know the trigger's size."""
+    """Return the detector of a defender who does not know the trigger size."""
     return MESA(Screening(sizes=SQUARES))
 
 
 def any_location() -> MESA:
-    """The same for a defender who knows the size, and not whether the backdoor answers anywhere or at one place."""
+    """Return the detector of a defender who knows the size, but not whether the backdoor has a fixed location."""
     return MESA(LocationScreening())

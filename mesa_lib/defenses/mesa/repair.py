@@ -1,70 +1,90 @@
 """Repairs by MESA: retrain on samples of the modeled distributions."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from torch import nn
-
+from mesa_lib import device as devices
 from mesa_lib import retrain, staircase
-from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
+from mesa_lib.defenses.base import DefenderView, Knowledge, StampingRepair
 from mesa_lib.defenses.mesa.detector import MESA, any_location, any_size
+from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
+from mesa_lib.distribution import TriggerDistribution
+from mesa_lib.retrain import ImageTransform
 from mesa_lib.settings import Settings
 
-
-def retrained(given: DefenderView, changes: Iterable) -> nn.Module:
-    """The model after the defender's retraining, with triggers stamped by these changes of images, drawn evenly."""
-    change = retrain.one_of(list(changes))
-    given.train(given.model, given.clean, retrain.on_fraction(change, given.rate))
-    return given.model
+#: what the paper's defender knows: weights, target class, stamping rule and trigger size
+PAPER_KNOWLEDGE = Knowledge("weights", target=True, rule=True, size=True)
 
 
 @dataclass
-class MESARepair(Repairer):
-    """Target and size known, as in the paper: model the staircase for the target class, retrain on its samples.
+class MESARepair(StampingRepair):
+    """The paper's repair, with target and size known: model the staircase for the target class, retrain on samples.
 
-    The settings are those of the digits on every data set, all steps, without the early stop.
+    Attributes:
+        settings: of the modeling.
+        beta: the level whose samples are stamped; None: the mixture of all levels.
+        fitted: a distribution of the target class; None: it is modeled.
     """
 
     settings: Settings = Settings()
-    knows: Knowledge = field(default=Knowledge("weights", target=True, rule=True, size=True), init=False)
+    beta: float | None = None
+    fitted: TriggerDistribution | None = field(default=None, repr=False)
+    knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
 
-    def repair(self, given: DefenderView) -> RepairResult:
-        settings = replace(self.settings, trigger_size=given.size, seed=given.seed)
-        fitted = staircase.fit(
-            given.model, given.clean.images, given.clean.labels, given.target, settings, precision=given.precision
-        )
-        return RepairResult(retrained(given, [retrain.stamping(fitted.sample)]))
+    def model(self, view: DefenderView) -> TriggerDistribution:
+        """Return the distribution of the target class, modeled once for a model and these settings."""
+        images, labels = view.clean.images, view.clean.labels
+
+        def fit() -> TriggerDistribution:
+            return staircase.fit(
+                view.model, images, labels, view.target, self.settings, size=view.size,
+                seed=devices.derive_seed(view.seed, "modeling"), precision=view.precision,
+            )  # fmt: skip
+
+        return view.once(f"MESARepair.model {self.settings!r}", fit)
+
+    def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
+        """Return the transform that stamps samples."""
+        distribution = self.fitted or self.model(view)
+        if self.beta is not None:
+            distribution = distribution.at(self.beta)
+        return [retrain.stamping(distribution.sample)], {}
+
+
+def stamp_detected(
+    distributions: dict[tuple[int, PatchSpec], TriggerDistribution], screening: ScreeningResult
+) -> list[ImageTransform]:
+    """Return, for each class and spec, the transform that stamps samples of its distribution at its location."""
+    return [
+        retrain.stamping(distribution.sample, screening.location(spec, label))
+        for (label, spec), distribution in distributions.items()
+    ]
 
 
 @dataclass
-class MESADetected(Repairer):
-    """Detect, then retrain on samples of every flagged class and rule whose model fires; unchanged if there is none."""
+class MESADetected(StampingRepair):
+    """Detect, then retrain on samples of every flagged class and spec; the model is unchanged if none is flagged."""
 
     detector: MESA = field(default_factory=MESA)
-    knows: Knowledge = field(init=False)
+    knowledge: Knowledge = field(init=False)
 
     def __post_init__(self):
-        self.knows = Knowledge("weights", rule=True, size=self.detector.knows.size)
+        self.knowledge = Knowledge("weights", rule=True, size=self.detector.knowledge.size)
 
-    def repair(self, given: DefenderView) -> RepairResult:
-        found = self.detector.search(given.restricted(self.detector.knows))
-        fires = {
-            (k, rule): retrain.stamping(fitted.sample, found.screened.location(rule, k))
-            for k, models in found.models.items()
-            for rule, fitted in models.items()
-            if found.rates[k][rule] > self.detector.above
-        }
-        about = {"flagged": sorted({k for k, _ in fires}), "rules": sorted({str(rule) for _, rule in fires})}
-        left = set(self.detector.judge(found).flagged) - {k for k, _ in fires}
-        about["flagged and not repaired"] = sorted(left)  # more classes than are modeled
-        return RepairResult(retrained(given, fires.values()) if fires else given.model, about)
+    def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
+        """Return one transform for each flagged class and spec; which these are, and flagged classes without any."""
+        result = self.detector.search(view.restricted(self.detector.knowledge))
+        firing = {(label, spec): result.distributions[label][spec] for label, spec in self.detector.firing(result)}
+        stamped = {label for label, _ in firing}
+        left = set(self.detector.judge(result).flagged) - stamped  # where more classes are flagged than are modeled
+        about = {"flagged": sorted(stamped), "specs": sorted({str(spec) for _, spec in firing})}
+        return stamp_detected(firing, result.screening), about | {"flagged and not repaired": sorted(left)}
 
 
 def any_size_detected() -> MESADetected:
-    """The same for a defender who does not know the trigger's size."""
+    """Return the repair of a defender who knows neither the target class nor the trigger size."""
     return MESADetected(any_size())
 
 
 def any_location_detected() -> MESADetected:
-    """The same for a defender who does not know whether the backdoor answers anywhere or at one place."""
+    """Return the repair of a defender who knows the size, but neither the target class nor the kind of location."""
     return MESADetected(any_location())

@@ -1,91 +1,128 @@
-"""No false all-clear: model, repair, look again, until a look finds nothing (ours; the paper has one round).
+"""Rounds of modeling and repair until a residual check finds nothing (ours; the paper has one round).
 
-A round may miss the part of the distribution where the attacker's trigger lies. The defender cannot see that trigger,
-but can look again: with a search that starts from random triggers and improves them (forward passes only), and with a
-generator that starts afresh on the repaired model. What a look finds is stamped in the next round, with samples of all
-rounds so far.
+One round may miss the part of the distribution where the attacker's trigger lies. The defender cannot see that trigger,
+but can check the repaired model: with a search that starts from random triggers and improves them (forward passes
+only), with a new generator, and with samples of earlier rounds. What a check finds is stamped in the next round,
+together with samples of all rounds so far.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import copy
+from dataclasses import asdict, dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from mesa_lib import device as devices
-from mesa_lib import staircase, success, triggers
+from mesa_lib import staircase, success
+from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
+from mesa_lib.defenses.mesa.repair import PAPER_KNOWLEDGE, MESARepair
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch, rate_of_best
 from mesa_lib.distribution import TriggerDistribution
-from mesa_lib.models.frozen import frozen
-from mesa_lib.retrain import TriggerSource
+from mesa_lib.retrain import TriggerSource, jitter, mixture, stamping
 from mesa_lib.settings import Settings
-
-#: (model, triggers to stamp, number of the round) -> the model after a repair
-RepairStep = Callable[[nn.Module, TriggerSource, int], nn.Module]
-#: what a search starts from (`triggers.random`): families that do not draw black-white patterns as such
-FAMILY = "mixed"
 
 
 @dataclass(frozen=True)
 class ResidualCheck:
-    """What a defender finds on a model: rates of success over images of other classes, in [0, 1]."""
+    """What a defender finds on a repaired model: attack success rates over images of other classes, in [0, 1].
 
-    searched: float  # the best trigger of a search, measured again on other images
-    sampled: float  # mean over the samples of a fresh generator
-    earlier: float  # mean over samples of all rounds so far (0 before the first)
+    Attributes:
+        searched: of the best trigger of a search, on newly drawn images.
+        sampled: mean over the samples of a new generator.
+        earlier: mean over the triggers that were stamped so far.
+    """
+
+    searched: float
+    sampled: float
+    earlier: float
 
     @property
-    def found(self) -> float:
+    def highest(self) -> float:
+        """The highest of the three rates."""
         return max(self.searched, self.sampled, self.earlier)
 
 
-def repair_until_clear(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    target: int,
-    settings: Settings,
-    repair: RepairStep,
-    *,
-    most: int = 4,
-    clear_below: float = 0.05,
-    first: TriggerDistribution | None = None,
-    precision: str = "auto",
-) -> tuple[nn.Module, list[TriggerDistribution], list[dict]]:
-    """Rounds of modeling and repair until a look at the repaired model finds nothing, `most` rounds at most.
+@dataclass
+class RepairRounds(Repairer):
+    """Repair, check, and repair again with what the check found, until it finds nothing.
 
-    images uint8 (N, 3, H, W) and labels (N,) are the defender's. The model is all clear when neither the best trigger
-    of a search, nor samples of a fresh generator, nor samples of earlier rounds succeed on more than `clear_below` of
-    the images. (A search finds something on models that were never attacked, too: results/coverage.json.) A fresh
-    generator has the highest level only and the hinge on log F; the next round stamps its samples, those of all rounds
-    before, and triggers near those that a search found. `first` is the distribution of the first round, where it is
-    known already. Returns the repaired model, the distributions of all rounds, and a record a round: the look, `clear`,
-    and `best`, the best trigger of the search (3 h w numbers).
+    The first round is `MESARepair`. Each check models a new generator for the highest level, with the hinge on log F;
+    the next round stamps its samples, those of all rounds before, and triggers near those that searches found. (On
+    clean models a search finds something, too: results/repair-rounds.json.)
+
+    Attributes:
+        settings: of the modeling.
+        rounds: how many at most.
+        clear_below: the model is clear when no rate of the residual check reaches this.
+        search: the search of the residual check.
+        first: the distribution of the first round; None: it is modeled.
+        first_repair: the result of the first round; None: the model is repaired.
     """
-    distributions: list[TriggerDistribution] = []
-    searched: list[TriggerSource] = []
-    records: list[dict] = []
-    options = {"precision": precision}
-    fitted = first or staircase.fit(model, images, labels, target, settings, **options)
-    for number in range(most):
-        distributions.append(fitted)
-        sources = [distribution.sample for distribution in distributions] + searched
-        model = repair(model, mixture(sources), number)
-        afresh = replace(settings, seed=settings.seed + 7919 * (number + 1), scale="log", betas=(max(settings.betas),))
-        fitted = staircase.fit(model, images, labels, target, afresh, **options)
-        rng = devices.rng(afresh.seed, next(model.parameters()).device)
-        sampled, earlier = (
-            success.asr_of_triggers(
-                model, images, labels, source(128, rng).cpu(), target, images_per_trigger=8, seed=number, **options
-            ).mean()
-            for source in (fitted.sample, mixture(sources))
-        )
-        found, rates = search_triggers(model, images, labels, target, size=settings.trigger_size, seed=afresh.seed, **options)
-        best = rate_of_best(model, images, labels, target, found, seed=number, **options)
-        look = ResidualCheck(best, float(sampled), float(earlier))
-        records.append(asdict(look) | {"round": number + 1, "clear": look.found < clear_below})
-        records[-1]["best"] = [round(value, 3) for value in found[0].flatten().tolist()]
-        if records[-1]["clear"]:
-            break
-        if look.searched >= clear_below:
-            searched.append(jitter(found[rates >= rates[0] / 2]))
-    return model, distributions, records
+
+    settings: Settings = Settings()
+    rounds: int = 4
+    clear_below: float = 0.05
+    search: TriggerSearch = TriggerSearch()
+    first: TriggerDistribution | None = field(default=None, repr=False)
+    first_repair: RepairResult | None = field(default=None, repr=False)
+    knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
+
+    def repair(self, view: DefenderView) -> RepairResult:
+        """Return the repaired model, the history of all rounds, and `rounds`, a record of each round's check.
+
+        A record holds `searched`, `sampled` and `earlier` (see `ResidualCheck`), `round` from 1, `clear`, and `best`,
+        the best trigger of the search (3 h w numbers).
+        """
+        distribution = self.first or MESARepair(self.settings).model(view)
+        result = self.first_repair or MESARepair(self.settings, fitted=distribution).repair(view)
+        model, history, records = result.model, list(result.history), []
+        sampled, searched = [distribution.sample], []
+        for number in range(self.rounds):
+            if number:
+                model = copy.deepcopy(model)
+                transform = stamping(mixture([*sampled, *searched]))
+                history += view.retrain(model, transform, k=number, label=f"repair (round {number + 1})")
+            check, distribution, triggers = self.check(view, model, mixture([*sampled, *searched]), number)
+            record = asdict(check) | {"round": number + 1, "clear": check.highest < self.clear_below}
+            records.append(record | {"best": [round(value, 3) for value in triggers[0].flatten().tolist()]})
+            if record["clear"]:
+                break
+            sampled.append(distribution.sample)
+            if check.searched >= self.clear_below:
+                searched.append(jitter(triggers))
+        return RepairResult(model, history, {"rounds": records})
+
+    def check(
+        self, view: DefenderView, model: nn.Module, stamped: TriggerSource, number: int
+    ) -> tuple[ResidualCheck, TriggerDistribution, Tensor]:
+        """Check a repaired model.
+
+        Args:
+            view: its images, target and size are used.
+            model: after the repair of this round.
+            stamped: the triggers of all repairs so far.
+            number: of the round, from 0.
+
+        Returns:
+            The rates; the distribution of the new generator; the best trigger of the search, and all others with at
+            least half its ASR, best first.
+        """
+        images, labels, target = view.clean.images, view.clean.labels, view.target
+
+        def seed(purpose: str) -> int:
+            return devices.derive_seed(view.seed, f"residual check: {purpose}", number)
+
+        highest = self.settings.replace(hinge_scale="log", betas=(max(self.settings.betas),))
+        modeling = {"size": view.size, "precision": view.precision}
+        distribution = staircase.fit(model, images, labels, target, highest, seed=seed("modeling"), **modeling)
+        rng = devices.rng(seed("samples"), next(model.parameters()).device)
+
+        def mean_asr(source: TriggerSource) -> float:
+            options = {"images_per_trigger": 8, "seed": seed("images"), "precision": view.precision}
+            return float(success.asr_of_triggers(model, images, labels, source(128, rng), target, **options).mean())
+
+        sampled, earlier = mean_asr(distribution.sample), mean_asr(stamped)
+        triggers, rates = self.search.run(model, images, labels, target, seed=seed("search"), **modeling)
+        options = {"seed": seed("best trigger"), "precision": view.precision}
+        searched = rate_of_best(model, images, labels, target, triggers, **options)
+        effective = triggers.cpu()[rates >= rates[0] / 2]
+        return ResidualCheck(searched, sampled, earlier), distribution, effective

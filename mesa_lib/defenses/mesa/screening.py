@@ -1,19 +1,20 @@
-"""Screening: which classes answer to patches? All at once, at little cost, before any is modeled in full.
+"""Screening: which classes respond to patches? All classes at once, at little cost, before any is modeled in full.
 
-Random patches ask with forward passes alone. MESA's screening models a trigger distribution for every class at once, at
-one level and for a few steps; a class's score is how often its patches fire on images that the generator never saw.
-Where the trigger's size is not known it tries some; where the backdoor may answer at one place only, it also models
-patches at the likeliest place of every class.
+MESA's screening models a trigger distribution for every class at once, at one level and for a few steps. The score of a
+class is the ASR of its samples on images that the generator never saw. A defender who does not know the trigger size
+tries several; one who does not know whether the backdoor has a fixed location also models patches at the most promising
+location of each class.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mesa_lib import device as devices
-from mesa_lib import staircase, success, triggers
-from mesa_lib.data import Split
+from mesa_lib import staircase, success
+from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, anomaly_index
 from mesa_lib.defenses.mesa.location_search import find_locations
 from mesa_lib.distribution import TriggerDistribution
@@ -21,50 +22,29 @@ from mesa_lib.models.inference import batch_size_for
 from mesa_lib.settings import Settings
 
 Size = tuple[int, int]
-#: what a defender tries who does not know the trigger's size
+#: what a defender tries who does not know the trigger size
 SQUARES: tuple[Size, ...] = ((2, 2), (3, 3), (4, 4), (5, 5))
 
 
 @dataclass(frozen=True)
 class PatchSpec:
-    """How a trigger may be stamped: a patch of this height and width, at any place, or always at one."""
+    """How a trigger may be stamped: a patch of this height and width, at random locations or at a fixed one."""
 
     size: Size
     fixed_location: bool = False
 
     def __str__(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}" + " at one place" * self.fixed_location
-
-
-def fit_and_holdout(given: DefenderView) -> tuple[Split, Split]:
-    """The defender's images: those that the generators see, and those on which their samples are judged.
-
-    ValueError if one of them would be of a single class: nothing could be turned into that
-    """
-    half = len(given.clean) // 2
-    parts = given.clean[:half], given.clean[half:]
-    if min(len(part.labels.unique()) for part in parts) < 2:
-        raise ValueError(f"{len(given.clean)} clean images: each half has to hold two classes or more")
-    return parts
-
-
-def success_on(
-    kept: Split, fitted: TriggerDistribution, label: int, given: DefenderView, location: Tensor | None = None
-) -> float:
-    """Mean ASR of 100 samples toward a class, on images of other classes, at any place or at this one."""
-    drawn = fitted.sample(100, devices.rng(given.seed + 5, given.device)).cpu()
-    rates = success.asr_of_triggers(
-        given.model, kept.images, kept.labels, drawn, label, images_per_trigger=8, precision=given.precision,
-        location=location,
-    )  # fmt: skip
-    return float(rates.mean())
+        return f"{self.size[0]}x{self.size[1]}" + " at a fixed location" * self.fixed_location
 
 
 @dataclass
 class ScreeningResult:
-    """What a screening found: of every rule, how often each class's samples fire, and where they were stamped.
+    """The rates and locations of a screening.
 
-    places: (classes, 2) of a rule with one place, None of any other
+    Attributes:
+        rates: for each spec, the ASR of each class's samples, in [0, 1].
+        locations: for each spec with a fixed location, where each class's patches are stamped (classes, 2); None for
+            the others.
     """
 
     rates: dict[PatchSpec, list[float]]
@@ -72,92 +52,168 @@ class ScreeningResult:
 
     @property
     def highest(self) -> list[float]:
-        """Of every class the highest rate of all rules."""
-        return [max(of_class) for of_class in zip(*self.rates.values(), strict=True)]
+        """The highest rate of each class over all specs."""
+        return [max(rates) for rates in zip(*self.rates.values(), strict=True)]
 
-    def location(self, rule: PatchSpec, label: int) -> Tensor | None:
-        return None if self.locations[rule] is None else self.locations[rule][label]
+    def location(self, spec: PatchSpec, label: int) -> Tensor | None:
+        """Return the location (2,) of a class's patches; None: random locations."""
+        locations = self.locations[spec]
+        return None if locations is None else locations[label]
+
+
+class SearchObserver:
+    """Wraps each step of a detector's search and does nothing but run it; subclasses add progress and storage.
+
+    `number` counts the steps of one kind from 0, of `total`.
+    """
+
+    def screened(
+        self, spec: PatchSpec, number: int, total: int, run: Callable[[], tuple[list[float], Tensor | None]]
+    ) -> tuple[list[float], Tensor | None]:
+        """Return the rates and locations of one spec, as `run` does."""
+        return run()
+
+    def suspects(self, suspects: dict[int, list[PatchSpec]]) -> None:
+        """Take note of the classes and specs that will be modeled in full."""
+
+    def modeled(
+        self,
+        label: int,
+        spec: PatchSpec,
+        location: Tensor | None,
+        number: int,
+        total: int,
+        run: Callable[[], tuple[TriggerDistribution, float]],
+    ) -> tuple[TriggerDistribution, float]:
+        """Return the distribution of one class and spec and the ASR of its samples, as `run` does."""
+        return run()
+
+
+def fit_and_holdout(view: DefenderView) -> tuple[Split, Split]:
+    """Return two halves of the clean images: those that generators see, and those that their samples are judged on.
+
+    Raises:
+        ValueError: if a half has images of a single class, which leaves no images of other classes for that class.
+    """
+    n = len(view.clean)
+    parts = view.clean[: n // 2], view.clean[n // 2 :]
+    if min(len(part.labels.unique()) for part in parts) < 2:
+        raise ValueError(f"clean images = {n}: expected two classes or more in each half; use more images")
+    return parts
+
+
+def success_on(
+    holdout: Split, distribution: TriggerDistribution, label: int, view: DefenderView, location: Tensor | None = None
+) -> float:
+    """Return the mean ASR of 100 samples, in [0, 1], on images of other classes.
+
+    Args:
+        holdout: images that the generators never saw.
+        distribution: whose samples are judged.
+        label: the class that the model should predict.
+        view: its model, seed, device and precision are used.
+        location: (2,), where the samples are stamped; None: random locations.
+    """
+    samples = distribution.sample(100, devices.rng(devices.derive_seed(view.seed, "judged samples"), view.device)).cpu()
+    rates = success.asr_of_triggers(
+        view.model, holdout.images, holdout.labels, samples, label, images_per_trigger=8,
+        seed=devices.derive_seed(view.seed, "judged images"), precision=view.precision, location=location,
+    )  # fmt: skip
+    return float(rates.mean())
 
 
 @dataclass
 class Screening(Detector):
-    """Score: the mean ASR of a class's samples on images of other classes that its generator never saw.
+    """Scores each class by the mean ASR of its samples on images of other classes that its generator never saw.
 
-    sizes: None, the trigger's own, which is then among what the method knows; else those that are tried, and the
-    highest ASR of all sizes is the score
+    Attributes:
+        settings: of the modeling; only the highest level is modeled.
+        above: a class whose rate exceeds this is flagged.
+        sizes: the sizes that are tried, of which the highest rate counts; None: the trigger size, which is then part
+            of the method's knowledge.
     """
 
-    settings: Settings = Settings(betas=(0.9,), steps=60, batch=16)
+    settings: Settings = Settings(betas=(0.9,), steps=60, triggers_per_step=16)
     above: float = 0.5
     sizes: tuple[Size, ...] | None = None
-    knows: Knowledge = field(init=False)
+    knowledge: Knowledge = field(init=False)
 
     def __post_init__(self):
-        self.knows = Knowledge("gradients", images=2000, rule=True, size=self.sizes is None)
+        self.knowledge = Knowledge("gradients", images=2000, rule=True, size=self.sizes is None)
 
-    def rules(self, given: DefenderView) -> list[PatchSpec]:
-        return [PatchSpec(size) for size in self.sizes or (given.size,)]
+    def specs(self, view: DefenderView) -> list[PatchSpec]:
+        """Return the specs that are tried."""
+        return [PatchSpec(size) for size in self.sizes or (view.size,)]
 
-    def screen(self, given: DefenderView) -> ScreeningResult:
-        """How often each class's samples fire on held-out images, for every rule."""
-        parts = {rule: self.by(given, rule) for rule in self.rules(given)}
-        return ScreeningResult({rule: own[0] for rule, own in parts.items()}, {rule: own[1] for rule, own in parts.items()})
+    def screen(self, view: DefenderView, observer: SearchObserver | None = None) -> ScreeningResult:
+        """Return the rates of all classes for every spec."""
+        observer, specs, result = observer or SearchObserver(), self.specs(view), ScreeningResult({}, {})
+        for number, spec in enumerate(specs):
+            parts = observer.screened(spec, number, len(specs), lambda spec=spec: self.screen_spec(view, spec))
+            result.rates[spec], result.locations[spec] = parts
+        return result
 
-    def by(self, given: DefenderView, rule: PatchSpec) -> tuple[list[float], Tensor | None]:
-        """The rates of all classes by one rule, and the places at which patches were stamped (None: any)."""
-        locations = self.locations(given, rule) if rule.fixed_location else None
-        return self._rates(given, rule, locations), locations
+    def screen_spec(self, view: DefenderView, spec: PatchSpec) -> tuple[list[float], Tensor | None]:
+        """Return the rates of all classes for one spec, and the locations (classes, 2) of patches (None: random)."""
+        locations = self.locations(view, spec) if spec.fixed_location else None
+        # of large images, only some classes share each pass through the model
+        per_class = (self.settings.triggers_per_step * self.settings.images_per_trigger, 3, *view.image_size)
+        groups = torch.arange(view.classes).split(batch_size_for(per_class, view.classes))
+        return [rate for group in groups for rate in self._rates(view, spec, group.tolist(), locations)], locations
 
-    def locations(self, given: DefenderView, rule: PatchSpec) -> Tensor:
-        """Of each class the place at which its patches are stamped -> (classes, 2)."""
-        raise NotImplementedError("a screening at any place looks for none")
+    def locations(self, view: DefenderView, spec: PatchSpec) -> Tensor:
+        """Return where the patches of each class are stamped -> (classes, 2)."""
+        raise NotImplementedError("Screening has random locations only; use LocationScreening")
 
-    def _rates(self, given: DefenderView, rule: PatchSpec, locations: Tensor | None) -> list[float]:
-        """All classes at once, or of large images some: their triggers share every pass through the model."""
-        s = self.settings
-        one_class = (s.batch * s.images_per_trigger, 3, *given.image_size)
-        groups = torch.arange(given.classes).split(batch_size_for(one_class, given.classes))
-        return [rate for own in groups for rate in self._rates_of(given, rule, own.tolist(), locations)]
-
-    def _rates_of(self, given: DefenderView, rule: PatchSpec, every: list[int], locations: Tensor | None) -> list[float]:
-        s = replace(self.settings, trigger_size=rule.size, seed=given.seed)
-        seen, kept = fit_and_holdout(given)
-        locations = None if locations is None else locations[every]
-        together = success.success_function(
-            given.model, seen.images.to(given.device), seen.labels.to(given.device), every, s, given.precision, locations
+    def _rates(self, view: DefenderView, spec: PatchSpec, labels: list[int], locations: Tensor | None) -> list[float]:
+        """Return the rates of these classes, whose triggers share every pass through the model."""
+        s, (fitted_on, holdout) = self.settings, fit_and_holdout(view)
+        locations = None if locations is None else locations[labels]
+        F = success.success_function(
+            view.model, fitted_on.images.to(view.device), fitted_on.labels.to(view.device), labels, s,
+            size=spec.size, precision=view.precision, locations=locations,
         )  # fmt: skip
-        seeds = [given.seed + 31 * k for k in every]
-        levels = staircase.fit_levels(together, (3, *rule.size), [s.betas[0]] * len(every), s, given.device, seeds)
-        short = [TriggerDistribution([level], [1.0], s) for level in levels]
-        at = [None] * len(every) if locations is None else list(locations)
-        return [success_on(kept, fitted, k, given, location) for k, fitted, location in zip(every, short, at, strict=True)]
+        seeds = [devices.derive_seed(view.seed, "screening", k) for k in labels]
+        betas = [max(s.betas)] * len(labels)
+        levels = staircase.fit_levels(F, (3, *spec.size), betas, s, seeds=seeds, device=view.device)
+        where = [None] * len(labels) if locations is None else list(locations)
+        return [
+            success_on(holdout, TriggerDistribution([level], [1.0], s), k, view, location)
+            for level, k, location in zip(levels, labels, where, strict=True)
+        ]
 
-    def detect(self, given: DefenderView) -> Verdict:
-        found = self.screen(given)
-        scores = found.highest
-        index = anomaly_index(scores, "high").tolist()
-        return Verdict(scores, index, self.above, "scores", {"rates": by_text(found.rates)})
+    def detect(self, view: DefenderView) -> Verdict:
+        """Return the verdict on the view's model."""
+        result = self.screen(view)
+        index = anomaly_index(result.highest, "high").tolist()
+        return Verdict(result.highest, index, self.above, "scores", {"rates": by_text(result.rates)})
 
 
 @dataclass
 class LocationScreening(Screening):
-    """The same, and again with the patches of each class at the place where patches do most.
+    """A screening with random locations, and with the patches of each class at the location where they do most.
 
-    One place is enough also for a backdoor that answers anywhere. stride, each, shortlist: of the search for the places
-    (`places.likeliest`), which has the images that the generators see
+    A single location also suffices for a backdoor that responds to patches anywhere.
+
+    Attributes:
+        stride, patches_per_location, shortlist: of `location_search.find_locations`, which uses the images that the
+            generators see.
     """
 
     stride: int = 2
-    each: int = 40
+    patches_per_location: int = 40
     shortlist: int = 12
 
-    def rules(self, given: DefenderView) -> list[PatchSpec]:
-        return [PatchSpec(rule.size, one) for rule in super().rules(given) for one in (False, True)]
+    def specs(self, view: DefenderView) -> list[PatchSpec]:
+        """Return every size with random locations and with a fixed one."""
+        return [PatchSpec(spec.size, fixed) for spec in super().specs(view) for fixed in (False, True)]
 
-    def locations(self, given: DefenderView, rule: PatchSpec) -> Tensor:
-        return find_locations(given, rule.size, self.stride, self.each, self.shortlist, clean=fit_and_holdout(given)[0])
+    def locations(self, view: DefenderView, spec: PatchSpec) -> Tensor:
+        """Return the most promising location of each class -> (classes, 2)."""
+        search = (self.stride, self.patches_per_location, self.shortlist)
+        return find_locations(view, spec.size, *search, clean=fit_and_holdout(view)[0])
 
 
-def by_text(found: dict[PatchSpec, object]) -> dict[str, object]:
-    """The same with rules as text, as results are kept."""
-    return {str(rule): value for rule, value in found.items()}
+def by_text(values: dict[PatchSpec, object]) -> dict[str, object]:
+    """Return the dictionary with specs as text, as results are stored."""
+    return {str(spec): value for spec, value in values.items()}

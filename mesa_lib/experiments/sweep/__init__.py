@@ -1,4 +1,5 @@
-"""Batch runs: a grid of parameters, each cell taken through the notebooks by papermill, on Dask workers.
+"""Sweeps: a grid of parameters, each cell taken through the notebooks by papermill, on Dask workers.
 
-sweep (what is wanted) -> task (one cell of the grid) -> cluster (who works) -> run (until all are done) -> report
+`grid` (the sweep file, checked) -> `task` (one cell) -> `cluster` (the workers) -> `runner` (until all tasks ended)
+-> `publish` (results that are committed); the report is in `reporting.html.sweep`.
 """

@@ -1,4 +1,4 @@
-"""Who does the tasks: Dask workers on this machine, one task each at a time, or those of a scheduler elsewhere."""
+"""The workers of a sweep: Dask workers on this machine, each with one task at a time, or those of another scheduler."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from distributed.system import MEMORY_LIMIT
 
 from mesa_lib.experiments.sweep.task import THREADS
 
-#: what a worker offers that has a GPU to itself, and a task asks for that is to have one
+#: the Dask resource of a worker that has a GPU to itself, which a task then asks for
 GPU = "GPU"
 #: deaths of its worker after which a task has failed
 DEATHS = 3
@@ -34,15 +34,18 @@ class Plan:
 
     def __str__(self) -> str:
         where = f" on GPU {', '.join(self.gpus)}" if self.gpus else ""
-        several = "s" if self.threads > 1 else ""
-        return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {self.threads} thread{several}{where}"
+        workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
+        return f"{workers} of {self.threads} thread{'s' if self.threads > 1 else ''}{where}"
 
 
 def plan(jobs: int | None = None, threads: int | None = None, device: str = "auto", tasks: int = 10**6) -> Plan:
-    """What this machine allows: a worker a GPU if there are any, else as many as cores and memory take.
+    """Return what this machine allows: one worker per GPU if there are any, else as cores and memory suffice.
 
-    jobs, threads: as wanted; more jobs than GPUs share the cards
-    tasks: how many there are; no more workers than that
+    Args:
+        jobs: number of workers; more than there are GPUs share them. None: chosen here.
+        threads: of each worker. None: the cores are shared out.
+        device: of the tasks, as the parameter.
+        tasks: number of tasks; there are never more workers.
     """
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value is not None and not 1 <= value <= 1024:
@@ -56,23 +59,24 @@ def plan(jobs: int | None = None, threads: int | None = None, device: str = "aut
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The names by which CUDA_VISIBLE_DEVICES knows the cards that this process may use."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in allowed.split(",")] if allowed else []
     return tuple(names or map(str, range(torch.cuda.device_count()))) if torch.cuda.is_available() else ()
 
 
 @contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Ctrl-C is answered afterward, and threads and processes that begin inside never see it.
+def stop_signals_wait() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM inside the context; threads and processes started in it never receive them.
 
-    It reaches every process of the terminal; the runner alone is to answer it, and to end its workers.
+    A terminal sends Ctrl-C to every process, and so may a supervisor with SIGTERM. Only the runner may respond: it
+    ends its workers.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # it unblocks the signal when it starts: so before, not inside
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # its start unblocks the signals: so before, not inside
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -81,12 +85,15 @@ def interrupts_wait() -> Iterator[None]:
 
 @contextmanager
 def workers(wanted: Plan) -> Iterator[Client]:
-    """Workers on this machine; a worker that dies is started again, its task too. ValueError if they cannot start.
+    """Start workers on this machine; a worker that dies is replaced, and its task run again.
 
-    They and the scheduler listen on this machine alone, and speak to nobody without the key of this very run: on a
+    They and the scheduler listen on this machine alone and accept no connection without the key of this run: on a
     shared machine other people's programs could otherwise have them run anything.
+
+    Raises:
+        ValueError: if they cannot be started.
     """
-    quiet()
+    silence_dask()
     security = Security.temporary()
     local = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0", "protocol": "tls://"}
     local |= {"security": security}
@@ -104,7 +111,7 @@ def workers(wanted: Plan) -> Iterator[Client]:
         specs[number] = {"cls": Nanny, "options": local | options}
     scheduler = {"cls": Scheduler, "options": local | {"port": 0, "allowed_failures": DEATHS - 1}}
     try:
-        with interrupts_wait():
+        with stop_signals_wait():
             cluster = SpecCluster(
                 workers=specs, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL, name="mesa"
             )
@@ -117,12 +124,13 @@ def workers(wanted: Plan) -> Iterator[Client]:
 
 @contextmanager
 def connect(address: str, wait: float = 60) -> Iterator[Client]:
-    """The workers of an existing scheduler: tcp://HOST:PORT, or the path of its scheduler file.
+    """Connect to the workers of an existing scheduler: tcp://HOST:PORT, or the path of its scheduler file.
 
-    ValueError if it does not answer or has no worker within `wait` seconds, or if a worker runs several tasks at a
-    time: they would share one process environment.
+    Raises:
+        ValueError: if it does not respond or has no worker within `wait` seconds, or if a worker runs several tasks at
+            a time: they would share one process environment.
     """
-    quiet()
+    silence_dask()
     where = {"scheduler_file": address} if os.path.isfile(address) else {"address": address}
     try:
         client = Client(**where, timeout=wait)
@@ -133,7 +141,7 @@ def connect(address: str, wait: float = 60) -> Iterator[Client]:
             client.wait_for_workers(1, timeout=wait)
         except TimeoutError:
             raise ValueError(f"scheduler {address!r}: no worker in {wait:.0f} s; start one or more first") from None
-        shared = {worker: about["nthreads"] for worker, about in known(client).items() if about["nthreads"] > 1}
+        shared = {name: info["nthreads"] for name, info in list_workers(client).items() if info["nthreads"] > 1}
         if shared:
             worker, several = shared.popitem()
             raise ValueError(
@@ -143,8 +151,8 @@ def connect(address: str, wait: float = 60) -> Iterator[Client]:
         yield client
 
 
-def known(client: Client) -> dict[str, dict]:
-    """The workers there are, by address; none if the scheduler does not answer."""
+def list_workers(client: Client) -> dict[str, dict]:
+    """Return the workers and what Dask knows of them, by address; none if the scheduler does not respond."""
     try:
         return client.scheduler_info(n_workers=-1).get("workers", {})
     except (OSError, RuntimeError, ValueError, TimeoutError, KeyError):
@@ -152,19 +160,18 @@ def known(client: Client) -> dict[str, dict]:
 
 
 def capacity(client: Client) -> tuple[int, dict]:
-    """How many tasks can be done at the same moment, and what each has to ask for: a GPU, if any worker has one."""
-    workers = known(client).values()
-    cards = sum(min(about["nthreads"], int(about["resources"].get(GPU, 0))) for about in workers)
-    return (cards, {GPU: 1}) if cards else (sum(about["nthreads"] for about in workers), {})
+    """Return how many tasks can run at once, and the resources each must ask for: a GPU, if any worker has one."""
+    infos = list_workers(client).values()
+    cards = sum(min(info["nthreads"], int(info["resources"].get(GPU, 0))) for info in infos)
+    return (cards, {GPU: 1}) if cards else (sum(info["nthreads"] for info in infos), {})
 
 
-def quiet() -> None:
-    """Dask tells of every worker that comes and goes; what matters is told by the runner.
+def silence_dask() -> None:
+    """Configure Dask not to log workers that come and go (the runner reports what matters), nor to profile itself.
 
-    It also watches itself many times a second, which takes two of a core's hundred parts from every worker's task.
+    The profiling takes 2% of a core from the task of every worker.
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     silent = {"DASK_LOGGING__DISTRIBUTED": "critical"}  # for the workers, who read it when they start
-    unwatched = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "10s"}
-    told = {"distributed.nanny.pre-spawn-environ": silent, "distributed.admin.tick.limit": "1h"}
-    dask.config.set(told | unwatched)
+    profile = {"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "10s"}
+    dask.config.set({"distributed.nanny.pre-spawn-environ": silent, "distributed.admin.tick.limit": "1h"} | profile)

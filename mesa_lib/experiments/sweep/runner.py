@@ -1,4 +1,4 @@
-"""Until all tasks are done: hand out as many as there is room for, gather how they end, keep the report fresh."""
+"""Run the tasks until all have ended: hand out as many as there are free workers, and report how each ends."""
 
 import math
 import sys
@@ -13,46 +13,72 @@ from mesa_lib.experiments.sweep import cluster
 from mesa_lib.experiments.sweep.task import Outcome, Task, perform
 from mesa_lib.store import paths
 
-#: seconds between two looks at a task that another runner is doing
+#: seconds after which a task that another runner was running is tried again
 BUSY_AGAIN = 1.0
 #: seconds between two counts of the workers
-ROOM_AGAIN = 1.0
-#: seconds without any worker after which the rest is given up
+COUNT_AGAIN = 1.0
+#: seconds without any worker after which the remaining tasks have failed
 NO_WORKER = 120.0
+
+
+class Workers:
+    """How many tasks the workers can take, counted again each `COUNT_AGAIN` seconds; `tick` is called as often."""
+
+    def __init__(self, client: Client, tick: Callable[[], None]):
+        self.client, self.tick = client, tick
+        self.capacity, self.resources = 0, {}
+        self.counted, self.seen = -math.inf, time.monotonic()
+
+    def count(self) -> None:
+        """Count the workers if the last count is old."""
+        if time.monotonic() - self.counted <= COUNT_AGAIN:
+            return
+        self.tick()
+        self.capacity, self.resources = cluster.capacity(self.client)
+        self.counted = time.monotonic()
+        if self.capacity:
+            self.seen = self.counted
+
+    @property
+    def gone(self) -> str:
+        """Why no task can end any more; empty while there are workers, or may be some again."""
+        if self.client.status in ("closed", "closing"):
+            return "the scheduler is gone"
+        if time.monotonic() - self.seen <= NO_WORKER:
+            return ""
+        return "the scheduler is gone" if self.client.status != "running" else f"no worker for {NO_WORKER:.0f} s"
 
 
 def outcomes_of(
     tasks: Iterable[Task], client: Client, threads: int | None = None, tick: Callable[[], None] = lambda: None
 ) -> Iterator[tuple[Task, Outcome]]:
-    """Every task with how it ended, in the order in which they end. `tick` is called about once a second.
+    """Yield every task with its outcome, in the order in which they end.
 
-    No more are handed out than workers are free: a worker that dies takes one task with it, which is done again
-    elsewhere until it has failed. A task that another runner holds waits until that one is done. When the scheduler or
-    all its workers are gone for long, the rest has failed.
+    No more tasks are handed out than workers are free: a worker that dies takes one task with it, which runs again
+    elsewhere until it has failed. A task that another runner holds waits for that runner. When the scheduler or all its
+    workers are gone for long, the remaining tasks have failed.
+
+    Args:
+        threads: of each task's arithmetic; None: what the workers were started with.
+        tick: called about once a second.
     """
     waiting, later, running = deque(tasks), deque(), {}
-    room, resources, looked, answered = 0, {}, -math.inf, time.monotonic()
+    workers = Workers(client, tick)
     while waiting or later or running:
-        now = time.monotonic()
-        if now - looked > ROOM_AGAIN:
-            tick()
-            (room, resources), looked = cluster.capacity(client), time.monotonic()
-            answered = looked if room else answered
-        if now - answered > NO_WORKER or client.status in ("closed", "closing"):
-            gone = "the scheduler is gone" if client.status != "running" else f"no worker for {NO_WORKER:.0f} s"
+        workers.count()
+        if workers.gone:
             for task in [*running.values(), *waiting, *(task for _, task in later)]:
-                yield task, Outcome(task.name, "failed", 0.0, gone)
+                yield task, Outcome(task.name, "failed", 0.0, workers.gone)
             return
-        while later and later[0][0] <= now:
+        while later and later[0][0] <= time.monotonic():
             waiting.append(later.popleft()[1])
-        while waiting and len(running) < room:
+        while waiting and len(running) < workers.capacity:
             task = waiting.popleft()
-            future = client.submit(perform, task, threads, pure=False, resources=resources)
-            running[future] = task
+            running[client.submit(perform, task, threads, pure=False, resources=workers.resources)] = task
         ended = [future for future in running if future.done()]
         for future in ended:
             task = running.pop(future)
-            outcome = told(task, future)
+            outcome = outcome_of(task, future)
             if outcome.state == "busy":
                 later.append((time.monotonic() + BUSY_AGAIN, task))
             else:
@@ -61,8 +87,8 @@ def outcomes_of(
             time.sleep(0.1)
 
 
-def told(task: Task, future) -> Outcome:
-    """The outcome that a worker sent, if its result is really there; else what became of the worker."""
+def outcome_of(task: Task, future) -> Outcome:
+    """Return the outcome that a worker sent, if its result really exists; else what became of the worker."""
     if future.status == "finished":
         outcome = future.result()
         if outcome.state in ("done", "before") and task.result() is None:
@@ -79,7 +105,7 @@ def told(task: Task, future) -> Outcome:
 
 
 class Progress:
-    """A bar over the tasks with the time left where a person watches, else a line for each that ends."""
+    """A bar over the tasks with the time left on a terminal, else a line for each that ends."""
 
     def __init__(self, total: int, at_once: int = 1):
         self.live, self.total, self.done, self.failed = sys.stderr.isatty(), total, 0, 0
@@ -88,10 +114,11 @@ class Progress:
         self.bar = tqdm(total=total, unit="task", disable=not self.live, smoothing=0.1, dynamic_ncols=True)
 
     def tick(self) -> None:
-        """The clock goes on while nothing ends."""
+        """Keep the clock going while no task ends."""
         self.bar.refresh()
 
-    def tell(self, task: Task, outcome: Outcome) -> None:
+    def show(self, task: Task, outcome: Outcome) -> None:
+        """Count a task that ended, and show it."""
         self.done += 1
         self.failed += outcome.state == "failed"
         self.seconds += outcome.seconds
@@ -106,21 +133,23 @@ class Progress:
             print(f"[{self.done}/{self.total}] {text}; {duration(self.left())} left", file=sys.stderr, flush=True)
 
     def left(self) -> float:
-        """Seconds until the end, if every task takes the mean of those that ended."""
+        """Return the seconds until the end, if every task takes the mean of those that ended."""
         rounds = math.ceil(self.total / self.at_once)
         return max(0.0, rounds * self.seconds / self.done - (time.monotonic() - self.start))
 
     def close(self) -> None:
+        """Remove the bar."""
         self.bar.close()
 
 
 class Throttle:
-    """`due()` is true at the first call and then again each so many seconds."""
+    """`due()` is true at the first call, and then at most once in so many seconds."""
 
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, -math.inf
 
     def due(self) -> bool:
+        """Return whether it is time again, and if so start to wait anew."""
         if time.monotonic() - self.last < self.seconds:
             return False
         self.last = time.monotonic()
@@ -128,7 +157,7 @@ class Throttle:
 
 
 def duration(seconds: float) -> str:
-    """`120 s`, `12 min`, `3 h 20 min`"""
+    """Return `120 s`, `12 min` or `3 h 20 min`."""
     if seconds < 180:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -1,7 +1,7 @@
-"""One cell of the grid: its parameters, its folder, and doing it.
+"""One cell of the grid: its parameters, its folder, and running it.
 
-A task is done when its `result.json` is there, whole, and says that it belongs to the task's key. All parameters and
-the content of images, trigger and checkpoint make the key, and not where they lie.
+A task is done when its `result.json` exists, is complete, and carries the task's key. The key is made of all parameters
+and of the content of images, trigger and checkpoint, not of where these lie.
 """
 
 import contextlib
@@ -25,13 +25,18 @@ from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
 
 State = Literal["done", "before", "busy", "failed"]
-#: what libraries of arithmetic read when they are loaded
+#: the environment variables by which numerical libraries take their number of threads
 THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"))
+#: how far the results go after a notebook
+THROUGH: dict[str, results.Through] = {
+    "01_attacking": "attack", "02_modeling": "modeling", "03_visualizing": "modeling", "04_defending": "repair",
+    notebooks.VICTIM_NOTEBOOK: "benchmark",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended: done now, done before, being done by somebody else, or failed with a message."""
+    """How a task ended: done now, done before, busy (another process has it), or failed with a message."""
 
     task: str
     state: State
@@ -41,52 +46,63 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Task:
-    """One cell, ready to be sent to a worker (plain values only, and every path absolute)."""
+    """One cell, ready to be sent to a worker: plain values only, every path absolute.
+
+    Attributes:
+        name: of its folder, readable.
+        cell: the values that the grid gave it.
+        values: all parameters.
+        runs: the folder of everything that is trained.
+        data: the folder of the data.
+    """
 
     sweep: str
-    name: str  # of its folder, readable
+    name: str
     key: str
-    own: dict  # what the grid gave it
-    values: dict  # all parameters
+    cell: dict
+    values: dict
     notebooks: tuple[str, ...]
-    runs: str  # the folder of everything that is made
-    data: str  # where the data are looked for
+    runs: str
+    data: str
 
     @classmethod
-    def of(cls, sweep: str, own: dict, pipeline: Pipeline, notebooks: Sequence[str]) -> "Task":
-        """The task of these stages, whose images are read for its key; `own`: what tells it from others."""
+    def from_pipeline(cls, sweep: str, cell: dict, pipeline: Pipeline, books: Sequence[str]) -> "Task":
+        """Return the task of a pipeline, whose images are read for the key; `books`: names of its notebooks."""
         p = pipeline.p
-        about = {"params": p.content(), "run": pipeline.identity(), "notebooks": list(notebooks)}
-        if any(name.startswith("03") for name in notebooks):  # the only one that draws other triggers beside
-            about["compare"] = p.compare
-        if notebooks.VICTIM_NOTEBOOK in notebooks:
-            about["methods"] = registry.settings(p.kinds.split(","))
+        about = {"params": p.content(), "run": pipeline.identity(), "notebooks": list(books)}
+        if any(name.startswith("03") for name in books):  # the only notebook that shows other triggers as well
+            about["compare_triggers"] = p.compare_triggers
+        if notebooks.VICTIM_NOTEBOOK in books:
+            about["methods"] = registry.method_settings(p.defense_kinds.split(","))
         key = store.config_key(about)
-        words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in own.values()] or ["only"]
+        words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in cell.values()] or ["only"]
         runs = paths.runs().absolute()
-        known = sorted((runs / "sweeps" / sweep).glob(f"*-{key[:8]}"))  # asked for in other words before
-        name = known[0].name if known else f"{'-'.join(words)[:60]}-{key[:8]}"
-        return cls(sweep, name, key, own, absolute_paths(p), tuple(notebooks), str(runs), str(paths.data_folder().absolute()))
+        earlier = sorted((runs / "sweeps" / sweep).glob(f"*-{key[:8]}"))  # the same task under other words
+        name = earlier[0].name if earlier else f"{'-'.join(words)[:60]}-{key[:8]}"
+        data = paths.data_folder().absolute()
+        return cls(sweep, name, key, cell, absolute_paths(p), tuple(books), str(runs), str(data))
 
     @property
     def folder(self) -> Path:
+        """The folder of its notebooks, figures and results."""
         return Path(self.runs) / "sweeps" / self.sweep / self.name
 
     @property
     def params(self) -> Params:
+        """Its parameters, checked."""
         return params.check(self.values)
 
     def result(self) -> dict | None:
-        """The result, or None if it is not there, not whole, or another task's."""
+        """Return its result, or None if there is none, if it is incomplete, or if it is another task's."""
         try:
-            found = json.loads((self.folder / "result.json").read_text())
-            return found if found["key"] == self.key else None
+            result = json.loads((self.folder / "result.json").read_text())
+            return result if result["key"] == self.key else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
 def absolute_paths(p: Params) -> dict:
-    """All parameters, files by their absolute paths: a worker may have been started in another folder."""
+    """Return all parameters with absolute paths of files: a worker may run in another folder."""
     values = p.model_dump()
     for name in ("checkpoint", "data_dir"):
         if values[name]:
@@ -97,14 +113,14 @@ def absolute_paths(p: Params) -> dict:
 
 
 def perform(task: Task, threads: int | None = None) -> Outcome:
-    """Do the task, unless it is done or somebody is at it. Whatever goes wrong becomes the outcome's message.
+    """Run a task in this worker, unless it is done or another process runs it; an error becomes the message.
 
-    threads: of its arithmetic; None leaves what the worker was started with
+    Args:
+        threads: of its arithmetic; None leaves what the worker was started with.
     """
     start = time.monotonic()
-    os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data)
+    os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data)  # this process is a worker, and has one task
     if threads:
-        os.environ.update(dict.fromkeys(THREADS, str(threads)))  # of the notebooks' kernels
         torch.set_num_threads(threads)
     try:
         if task.result() is not None:
@@ -112,36 +128,38 @@ def perform(task: Task, threads: int | None = None) -> Outcome:
         with store.lock(f"task-{task.key}", wait=False) as mine:
             if not mine:
                 return Outcome(task.name, "busy")
-            if task.result() is not None:  # finished between the look and the lock
+            if task.result() is not None:  # finished before this process had the lock
                 return Outcome(task.name, "before")
-            _perform(task)
+            run_task(task, threads)
     except Exception as error:  # the other tasks go on
-        told = str(error) if isinstance(error, (notebooks.SeriesFailed, ValueError, OSError)) else repr(error)
-        return Outcome(task.name, "failed", time.monotonic() - start, told)
+        plain = isinstance(error, (notebooks.SeriesFailed, ValueError, OSError))
+        return Outcome(task.name, "failed", time.monotonic() - start, str(error) if plain else repr(error))
     return Outcome(task.name, "done", time.monotonic() - start)
 
 
-def _perform(task: Task) -> None:
+def run_task(task: Task, threads: int | None = None) -> None:
+    """Execute a task's notebooks, and write its results; ValueError if its files are no longer those of its key."""
     p, folder, start = task.params, task.folder, time.monotonic()
     pipeline = Pipeline(p)
-    if Task.of(task.sweep, task.own, pipeline, task.notebooks).key != task.key:
+    if Task.from_pipeline(task.sweep, task.cell, pipeline, task.notebooks).key != task.key:
         raise ValueError("images, trigger, checkpoint or code are not those that the sweep was started with")
-    for left in folder.glob(".*"):  # by a try that was killed
-        left.unlink()
-    notebooks.run_notebooks(p, task.notebooks, folder, quiet=True)
-    last = results.BENCH if task.notebooks[-1] == notebooks.VICTIM_NOTEBOOK else int(task.notebooks[-1][:2])
-    found = results.collect_results(pipeline, last)
-    for name, artifact in results.artifacts(pipeline, last).items():
+    for leftover in folder.glob(".*"):  # of a try that was killed
+        leftover.unlink()
+    kernel_threads = dict.fromkeys(THREADS, str(threads)) if threads else {}
+    notebooks.run_notebooks(p, task.notebooks, folder, quiet=True, environment=kernel_threads)
+    through = THROUGH[task.notebooks[-1]]
+    result = results.collect_results(pipeline, through)
+    for name, artifact in results.artifact_folders(pipeline, through).items():
         link(folder / "artifacts" / name, artifact)
-    store.write_atomic(folder / "table.csv", metrics.table(found["rows"]).to_csv(index=False))
-    about = {"key": task.key, "sweep": task.sweep, "own": named(task.own), "notebooks": list(task.notebooks)}
-    about |= {"params": named(p.model_dump(exclude={"data_dir", "compare"}))}
-    content = about | found | {"task_seconds": round(time.monotonic() - start, 1)}
+    store.write_atomic(folder / "table.csv", metrics.table(result["rows"]).to_csv(index=False))
+    about = {"key": task.key, "sweep": task.sweep, "own": file_names(task.cell), "notebooks": list(task.notebooks)}
+    about |= {"params": file_names(p.model_dump(exclude={"data_dir", "compare_triggers"}))}
+    content = about | result | {"task_seconds": round(time.monotonic() - start, 1)}
     store.write_atomic(folder / "result.json", json.dumps(content, allow_nan=False))  # last: this makes it done
 
 
-def named(values: dict) -> dict:
-    """The values with files by their names alone: results name no folder of a machine."""
+def file_names(values: dict) -> dict:
+    """Return the values with files by their names alone: results name no folder of a machine."""
     texts = {name: value for name, value in values.items() if isinstance(value, str) and value}
     files = {"checkpoint": Path(texts["checkpoint"]).name} if "checkpoint" in texts else {}
     if texts.get("trigger", "").startswith("file:"):
@@ -150,7 +168,7 @@ def named(values: dict) -> dict:
 
 
 def link(where: Path, to: Path) -> None:
-    """A relative link in the task's folder to a folder of the store; none where the system has no links."""
+    """Make a relative link to a folder of the artifact store; without effect on systems that have no links."""
     with contextlib.suppress(OSError):
         where.parent.mkdir(parents=True, exist_ok=True)
         where.unlink(missing_ok=True)

@@ -1,17 +1,19 @@
 """The result of a scan as files: `scan.json`, and `report.html`, one page with its pictures inside.
 
-Names of classes come from outside: they are escaped.
+Names of classes and models come from outside: the template engine escapes every text, and what cannot be printed is
+written out.
 """
 
 import base64
 import io
 import json
 from collections.abc import Sequence
-from html import escape as of_html
 from pathlib import Path
 
+import jinja2
 import matplotlib
 import torch
+from markupsafe import Markup
 from matplotlib import pyplot as plt
 
 from mesa_lib import store
@@ -21,197 +23,183 @@ from mesa_lib.scan.scanner import Scan
 from mesa_lib.store.sanitize import sanitize
 from mesa_lib.triggers import stamp
 
-
-def escape(text: str) -> str:
-    """Text from outside as HTML that shows it, with what cannot be printed written out."""
-    return of_html(sanitize(text, 10_000))
-
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .3em .8em; border-bottom: 1px solid #ddd }
-td, th { text-align: left; vertical-align: top } .bad { color: #b00020 } .good { color: #1b6e3c }
-img { max-width: 100% } .note { color: #666; font-size: .9em }
-"""
+#: the longest text of a report
+MAX_TEXT = 10_000
+#: samples of a distribution in the report, and images with one
+SHOWN, SHOWN_ON_IMAGES = 12, 4
 
 
-def write(done: Scan, out: Path, name: str) -> tuple[Path, Path]:
-    """`scan.json` and `report.html` in `out`; `name`: of the model, as the report calls it."""
+def _printable(value: object) -> object:
+    return sanitize(value, MAX_TEXT) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("mesa_lib.reporting.html", "templates"),
+    autoescape=True,
+    finalize=_printable,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters["percent"] = lambda rate: f"{rate:.1%}"
+
+
+def write(scanned: Scan, out: Path, name: str) -> tuple[Path, Path]:
+    """Write `scan.json` and `report.html` to a folder and return their paths.
+
+    Args:
+        scanned: the result of a scan.
+        out: the folder; made if it does not exist.
+        name: of the model, as the report calls it.
+    """
+    files = out / "scan.json", out / "report.html"
     out.mkdir(parents=True, exist_ok=True)
-    found = {"model": name, **done.result}
-    store.write_atomic(out / "scan.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    store.write_atomic(out / "report.html", page(done, name))
-    return out / "scan.json", out / "report.html"
+    store.write_atomic(files[0], json.dumps({"model": name, **scanned.result}, indent=1, allow_nan=False) + "\n")
+    store.write_atomic(files[1], page(scanned, name))
+    return files
 
 
-def write_none(error: NoVerdict, scanned: dict, notes: Sequence[str], out: Path, name: str) -> None:
-    """The same where there is no verdict: why, and the accuracy."""
+def write_no_verdict(error: NoVerdict, scanned: dict, notes: Sequence[str], out: Path, name: str) -> None:
+    """Write both files where there is no verdict: why, and the accuracy.
+
+    Args:
+        error: the reason.
+        scanned: what was scanned (`cli.scan.identity`).
+        notes: about the images.
+        out, name: as in `write`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    found = {"model": name, "verdict": "none", "why": error.why, "accuracy": error.accuracy, "images": list(notes)}
-    store.write_atomic(out / "scan.json", json.dumps(found | {"scanned": scanned}, indent=1, allow_nan=False) + "\n")
-    parts = [
-        f"<h1>{escape(name)}</h1>",
-        '<h2 class="bad">No verdict</h2>',
-        f"<p>{escape(error.why[:1].upper() + error.why[1:])}</p>",
-        "<h2>The images</h2>",
-        f"<p>{escape(' '.join(notes))} The model is right on {error.accuracy['rate']:.1%} of them.</p>",
-        f'<p class="note">{escape(what(scanned))}</p>',
-    ]
-    store.write_atomic(out / "report.html", whole(parts, name))
+    result = {"model": name, "verdict": "none", "why": error.why, "accuracy": error.accuracy, "images": list(notes)}
+    store.write_atomic(out / "scan.json", json.dumps(result | {"scanned": scanned}, indent=1, allow_nan=False) + "\n")
+    html = TEMPLATES.get_template("scan_no_verdict.html.j2").render(
+        name=name, why=error.why[:1].upper() + error.why[1:], images=list(notes), accuracy=error.accuracy,
+        identity=identity_line(scanned),
+    )  # fmt: skip
+    store.write_atomic(out / "report.html", html)
 
 
-def page(done: Scan, name: str) -> str:
-    """The report as HTML, whole in itself."""
-    found = done.result
-    bad = found["verdict"] == "backdoored"
-    words = f"Backdoored: {', '.join(found['flagged'])}" if bad else "No backdoor of this kind was found"
-    parts = [
-        f"<h1>{escape(name)}</h1>",
-        f'<h2 class="{"bad" if bad else "good"}">{escape(words)}</h2>',
-        f"<p>{escape(summary(found))}</p>",
-        "<h2>Class by class</h2>",
-        classes(found),
-        gallery(done) if done.samples else "",
-        repair(found["repair"]) if "repair" in found else "",
-        "<h2>The images</h2>",
-        f"<p>{escape(' '.join(found['images']))} The model is right on {found['accuracy']['rate']:.1%} of them.</p>",
-        "<h2>What this says and what not</h2>",
-        f"<p>{escape(limits(found))}</p>",
-        f'<p class="note">{escape(made(found))}</p>',
-        f'<p class="note">{escape(what(found["scanned"]))}</p>' if "scanned" in found else "",
-    ]
-    return whole(parts, name)
-
-
-def what(scanned: dict) -> str:
-    """What was scanned, in a line."""
-    told = {name: ", ".join(map(str, scanned[name])) for name in ("mean", "std")}
-    return (
-        f"Scanned: a file with the SHA-256 {scanned['sha256']}, read as {sanitize(scanned['network'])} with the mean "
-        f"{told['mean']} and the std {told['std']} at {scanned['image size']} pixels; images {scanned['images']}; "
-        f"{scanned['at']}."
+def page(scanned: Scan, name: str) -> str:
+    """Return the report as HTML, complete in itself."""
+    result = scanned.result
+    pairs = zip(result["accuracy"]["recalls"], result["accuracy"]["mistaken"], strict=True)
+    return TEMPLATES.get_template("scan.html.j2").render(
+        name=name,
+        result=result,
+        summary=summary(result),
+        rows=[
+            line | {"recall": recall, "mistaken": mistaken, "patches": line["rule"] + location(line["location"])}
+            for line, (recall, mistaken) in zip(result["verdicts"], pairs, strict=True)
+        ],
+        gallery=gallery(scanned),
+        repair=result.get("repair"),
+        limits=limits(result),
+        made=made_line(result),
+        identity=identity_line(result["scanned"]) if "scanned" in result else "",
     )
 
 
-def whole(parts: Sequence[str], name: str) -> str:
-    """A page of these parts."""
-    body = "\n".join(filter(None, parts))
-    title = f"<title>Scan of {escape(name)}</title>"
-    return f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{title}<style>{STYLE}</style>\n{body}\n</html>\n'
+# --- sentences -------------------------------------------------------------------------------------------
 
 
-def summary(found: dict) -> str:
-    """The verdict in sentences."""
-    lines = [line for line in found["verdicts"] if line["flagged"]]
-    said = [
-        f"Patches of {line['rule']}{at(line['place'])} that a generator found turn {line['rate']:.1%} of other "
-        f"images into {line['class']} (the limit is {line['limit']:.1%})."
-        for line in lines
+def summary(result: dict) -> str:
+    """Return the verdict in sentences."""
+    flagged = [line for line in result["verdicts"] if line["flagged"]]
+    sentences = [
+        f"With patches of {line['rule']}{location(line['location'])} from a modeled distribution, {line['rate']:.1%} "
+        f"of images of other classes are misclassified as {line['class']} (the limit is {line['limit']:.1%})."
+        for line in flagged
     ]
-    if not lines:
-        worst = max(found["verdicts"], key=lambda line: line["score"])
-        said = [
-            f"The class that comes nearest to its limit is {worst['class']}: patches of {worst['rule']} turn "
-            f"{worst['rate']:.1%} of other images; the limit is {worst['limit']:.1%}."
+    if not flagged:
+        nearest = max(result["verdicts"], key=lambda line: line["score"])
+        sentences = [
+            f"The class that comes nearest to its limit is {nearest['class']}: with patches of {nearest['rule']}, "
+            f"{nearest['rate']:.1%} of images of other classes are misclassified as it; the limit is "
+            f"{nearest['limit']:.1%}."
         ]
-    return " ".join([*said, alarms(found)])
+    return " ".join([*sentences, false_positives(result)])
 
 
-def alarms(found: dict) -> str:
-    """How often clean models are flagged, as far as that is known."""
-    if not found["clean models"]:
+def false_positives(result: dict) -> str:
+    """Return how often clean models are flagged, as far as that was measured, in a sentence."""
+    if not result["clean models"]:
         return "How often clean models are flagged has not been measured."
-    by = [
-        f"{round(own['rate'] * own['images'])} of {own['images']} on {name} ({own['low']:.0%} to {own['high']:.0%})"
-        for name, own in found["clean models by data"].items()
+    counts = [
+        f"{round(part['rate'] * part['images'])} of {part['images']} on {name} ({part['low']:.0%}–{part['high']:.0%})"
+        for name, part in result["clean models by data"].items()
     ]
-    known = "Of clean models that were scanned in the same way, small networks, were flagged (95% interval)"
-    return f"{known}: {', '.join(by)}."
+    return f"Clean models, small networks scanned with equal settings, that were flagged (95% CI): {', '.join(counts)}."
 
 
-def at(location: list | None) -> str:
-    return "" if location is None else f" (row {location[0]}, column {location[1]})"
+def location(upper_left: list | None) -> str:
+    """Return ` (row 3, column 4)`; "" for random locations."""
+    return "" if upper_left is None else f" (row {upper_left[0]}, column {upper_left[1]})"
 
 
-def classes(found: dict) -> str:
-    head = "<tr><th>class</th><th>verdict</th><th>images turned</th><th>limit</th><th>by patches of</th>"
-    head += "<th>taken for it without a patch</th><th>right on clean</th>"
-    known = found["clean models"]
-    head += "<th>clean models with such a class</th></tr>" if known else "</tr>"
-    rows = []
-    known_by = found["accuracy"]
-    for line, recall, mistaken in zip(found["verdicts"], known_by["recalls"], known_by["mistaken"], strict=True):
-        verdict = '<b class="bad">backdoored</b>' if line["flagged"] else "nothing found"
-        cells = [escape(line["class"]), verdict, f"{line['rate']:.1%}", f"{line['limit']:.1%}"]
-        cells += [escape(line["rule"] + at(line["place"]))]
-        cells += [f"{mistaken:.1%}", f"{recall:.1%}"] + (
-            [f"{line['clean models with such a class']} of {known}"] if known else []
+def limits(result: dict) -> str:
+    """Return what the scan can detect and what it cannot, in sentences."""
+    sides = ", ".join(dict.fromkeys(spec.split()[0] for spec in result["verdicts"][0]["screened"]))
+    stride = result["settings"]["screening"]["stride"]
+    reference = (
+        "the number of clean models with such a class stands beside each"
+        if result["clean models"]
+        else "every way of stamping has a limit, taken from two clean networks on CIFAR-10 and ten on digits"
+    )
+    return (
+        f"The scan looks for patches ({sides}; locations: a grid with a step of {stride} pixels) that overwrite "
+        "a part of the image, at random locations or at a fixed one, and make images of all other classes "
+        "misclassified as one class. It does not detect triggers of another kind (blends, warps, reflections), larger "
+        "ones, or backdoors that work for one source class only or that have another target for each class. A class "
+        f"that responds to patches need not be an attack: some classes of clean models do, which is why {reference}. "
+        "'Nothing found' is no proof of anything."
+    )
+
+
+def made_line(result: dict) -> str:
+    """Return on what machine the scan ran, and how long, in a line."""
+    made = result["made"]
+    return (
+        f"mesa scan, {made['seconds']:.0f} s on {made['device_name']} ({made['threads']} threads), "
+        f"torch {made['torch']}, seed {result['options']['seed']}."
+    )
+
+
+def identity_line(scanned: dict) -> str:
+    """Return what was scanned, in a line."""
+    mean, std = (", ".join(map(str, scanned[name])) for name in ("mean", "std"))
+    return (
+        f"Scanned: a file with the SHA-256 {scanned['sha256']}, read as {sanitize(scanned['network'])} with the mean "
+        f"{mean} and the std {std} at {scanned['image size']} pixels; images {scanned['images']}; {scanned['at']}."
+    )
+
+
+# --- pictures --------------------------------------------------------------------------------------------
+
+
+def gallery(scanned: Scan) -> list[dict]:
+    """Return, for each modeled distribution, its `title` and a `picture` of samples, some of them on images."""
+    parts = []
+    for (label, spec), samples in scanned.samples.items():
+        line = scanned.result["verdicts"][label]
+        rate = line["modeled"][str(spec)]
+        title = (
+            f"{line['class']}: patches of {spec}; with samples of the distribution, {rate:.0%} of images of other "
+            "classes are misclassified as it"
         )
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return f"<table>{head}{''.join(rows)}</table>"
+        where = scanned.locations[label, spec]
+        others = scanned.work.images[scanned.work.labels != label][:SHOWN_ON_IMAGES].float() / 255
+        if where is None:
+            sides = zip(others.shape[-2:], samples.shape[-2:], strict=True)
+            where = torch.tensor([(image - patch) // 2 for image, patch in sides])
+        images = [*samples[:SHOWN], *stamp(others, samples[: len(others)], where)]
+        parts.append({"title": title, "picture": picture(images)})
+    return parts
 
 
-def gallery(done: Scan) -> str:
-    """Samples of every modeled distribution, and four of them on images."""
-    parts = ["<h2>The patches that were found</h2>"]
-    for (k, rule), samples in done.samples.items():
-        line = done.result["verdicts"][k]
-        rate = line["modeled"][str(rule)]
-        words = f"{line['class']}: patches of {rule}, samples of the distribution turn {rate:.0%} of other images"
-        location = done.locations[k, rule]
-        others = done.work.images[done.work.labels != k][:4].float() / 255
-        if location is None:
-            middle = [(side - own) // 2 for side, own in zip(others.shape[-2:], samples.shape[-2:], strict=True)]
-            location = torch.tensor(middle)
-        sanitize = [*samples[:12], *stamp(others, samples[: len(others)], location)]
-        parts.append(f"<h3>{escape(words)}</h3>" + picture(sanitize))
-    return "\n".join(parts)
-
-
-def picture(images: list) -> str:
+def picture(images: Sequence[torch.Tensor]) -> Markup:
+    """Return images (3, h, w) in a row as the `src` of an HTML image."""
     with matplotlib.rc_context({"figure.constrained_layout.use": True}):
         figure = plots.gallery(images, columns=len(images))
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90)
     plt.close(figure)
-    return f'<img alt="patches" src="data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}">'
-
-
-def repair(found: dict) -> str:
-    if not found["done"]:
-        return f"<h2>Repair</h2><p>None was made: {escape(found['why'])}.</p>"
-    rows = "".join(
-        f"<tr><td>samples of {escape(what)} fire</td><td>{before:.1%}</td><td>{after:.1%}</td></tr>"
-        for what, before, after in zip(
-            found["samples"], found["samples fire before"], found["samples fire after"], strict=True
-        )
-    )
-    accuracy = [found[f"accuracy {when}"]["rate"] for when in ("before", "after")]
-    rows = f"<tr><td>right on clean images</td><td>{accuracy[0]:.1%}</td><td>{accuracy[1]:.1%}</td></tr>{rows}"
-    words = f"The accuracy is that on {found['images for the accuracy']} images which the repair did not see."
-    if found["flagged and not repaired"]:
-        words += f" Not modeled, and so not repaired: {escape(', '.join(found['flagged and not repaired']))}."
-    return f"<h2>Repair</h2><table><tr><th></th><th>before</th><th>after</th></tr>{rows}</table><p>{words}</p>"
-
-
-def limits(found: dict) -> str:
-    sides = ", ".join(dict.fromkeys(line.split()[0] for line in found["verdicts"][0]["screened"]))
-    stride = found["settings"]["screening"]["stride"]
-    beside = "the number of clean models with such a class stands beside each" if found["clean models"] else (
-        "every way of stamping has a limit, taken from two clean networks on CIFAR-10 and ten on digits"
-    )  # fmt: skip
-    return (
-        f"The scan looks for patches ({sides}; of places every {stride}th row and column was tried) that overwrite a "
-        "part of the image, at any place or at one, and turn images of all other classes into one. It does not see "
-        "triggers of another kind (blends, warps, reflections), larger ones, nor backdoors that work for one class of "
-        "images only or that want another class for each. A class that answers to patches need not be an attack: some "
-        f"classes of clean models do, which is why {beside}. 'Nothing found' is no proof of anything."
-    )
-
-
-def made(found: dict) -> str:
-    m = found["made"]
-    return (
-        f"mesa scan, {m['seconds']:.0f} s on {m['device_name']} ({m['threads']} threads), torch {m['torch']}, "
-        f"seed {found['options']['seed']}."
-    )
+    return Markup(f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}")

@@ -1,0 +1,66 @@
+"""The figures, one function each: every function returns a matplotlib figure and changes none of its inputs.
+
+`from mesa_lib.reporting import plots`, then `plots.theme()` once and `plots.NAME(...)`.
+"""
+
+from mesa_lib.reporting.plots.benchmark import (
+    heatmap,
+    matrices,
+    pruning_curves,
+    score_histograms,
+    scores_by_class,
+    scores_by_model,
+)
+from mesa_lib.reporting.plots.distribution import (
+    MARKS,
+    distribution_map,
+    distribution_maps,
+    embed,
+    gallery,
+    mine_curves,
+    modeling_curves,
+    parameter_sweep,
+    success_histogram,
+    toy_staircase,
+)
+from mesa_lib.reporting.plots.repair import (
+    CHECKS,
+    asr_beside_paper,
+    asr_by_control,
+    asr_by_task,
+    asr_by_trigger,
+    repair_rounds,
+)
+from mesa_lib.reporting.plots.scan import screening_rates
+from mesa_lib.reporting.plots.style import COLORS, theme
+from mesa_lib.reporting.plots.training import location_heatmap, training_curves
+
+__all__ = [
+    "CHECKS",
+    "COLORS",
+    "MARKS",
+    "asr_beside_paper",
+    "asr_by_control",
+    "asr_by_task",
+    "asr_by_trigger",
+    "distribution_map",
+    "distribution_maps",
+    "embed",
+    "gallery",
+    "heatmap",
+    "location_heatmap",
+    "matrices",
+    "mine_curves",
+    "modeling_curves",
+    "parameter_sweep",
+    "pruning_curves",
+    "repair_rounds",
+    "score_histograms",
+    "scores_by_class",
+    "scores_by_model",
+    "screening_rates",
+    "success_histogram",
+    "theme",
+    "toy_staircase",
+    "training_curves",
+]

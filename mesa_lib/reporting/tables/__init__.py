@@ -1,0 +1,1 @@
+"""Tables: of the paper, of the benchmark, and those of the README."""

@@ -1,158 +1,166 @@
-"""What the sweeps of the benchmark found, as tables, from the published runs (results/bench-*.json) alone."""
+"""Tables of the benchmark, attacks by defenses, from the runs in results/bench-*.json alone."""
 
 from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+
+from mesa_lib.evaluation.intervals import clopper_pearson
 
 #: rows that are no repairs
-MODELS = ("clean, never attacked", "attacked")
-#: repairs that no defense is: what every one of them has to be compared with
+MODELS = ("clean model", "attacked")
+#: repairs that are no defenses: what every one of them has to be compared with
 CONTROLS = ("fine-tuning", "random mixed", "ideal")
-#: what those of them have that are no methods of a defender
-GIVEN = {
+#: the knowledge of those controls that are not a defender's method
+CONTROL_KNOWLEDGE = {
     "random mixed": "weights, all clean images, stamping rule, trigger size",
     "ideal": "weights, all clean images, the attacker's own trigger",
 }
 
 
-def attack(run: dict) -> str:
-    """The name of a run's attack; `none` of a clean model."""
-    return run["attack"]
-
-
-def each(runs: Iterable[dict]) -> dict[str, list[dict]]:
-    """The runs by attack, clean models last."""
-    names = dict.fromkeys(attack(run) for run in runs)
+def by_attack(runs: Iterable[dict]) -> dict[str, list[dict]]:
+    """Return the runs by attack; clean models (`none`) last."""
+    runs = list(runs)
+    names = dict.fromkeys(run["attack"] for run in runs)
     ordered = [name for name in names if name != "none"] + ["none"] * ("none" in names)
-    return {name: [run for run in runs if attack(run) == name] for name in ordered}
+    return {name: [run for run in runs if run["attack"] == name] for name in ordered}
 
 
 # --- detectors -------------------------------------------------------------------------------------------
 
 
-def peak(verdict: dict) -> float:
-    """The number of a verdict that its threshold is put to: the highest of all classes."""
+def peak_score(verdict: dict) -> float:
+    """Return the number that the threshold of a verdict applies to: the highest of all classes."""
     return max(verdict[verdict["on"]])
 
 
-def first(verdict: dict) -> int | None:
-    """The class with the highest score; None of several."""
+def top_class(verdict: dict) -> int | None:
+    """Return the class with the highest score; None if several share it."""
     highest = np.flatnonzero(np.array(verdict["scores"]) == max(verdict["scores"]))
     return int(highest[0]) if len(highest) == 1 else None
 
 
-def peaks(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
-    """Detector -> `clean`, `attacked` -> one number a model."""
-    found: dict[str, dict[str, list[float]]] = {}
+def _over_models(runs: list[dict], value: Callable[[dict, dict], float | bool]) -> dict[str, dict[str, list]]:
+    """Return detector -> `clean`, `attacked` -> value(run, verdict), one per model."""
+    result: dict[str, dict[str, list]] = {}
     for run in runs:
         group = "attacked" if run["planted"] else "clean"
         for name, verdict in run["detectors"].items():
-            found.setdefault(name, {"clean": [], "attacked": []})[group].append(peak(verdict))
-    return found
+            result.setdefault(name, {"clean": [], "attacked": []})[group].append(value(run, verdict))
+    return result
 
 
-def hits(runs: list[dict]) -> dict[str, dict[str, list[bool]]]:
-    """The same as `peaks`: whether that class was planted (of a clean model: True)."""
-    found: dict[str, dict[str, list[bool]]] = {}
-    for run in runs:
-        group = "attacked" if run["planted"] else "clean"
-        for name, verdict in run["detectors"].items():
-            highest = int(np.argmax(verdict[verdict["on"]]))
-            mine = found.setdefault(name, {"clean": [], "attacked": []})
-            mine[group].append(not run["planted"] or highest in run["planted"])
-    return found
+def peak_scores(runs: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """Return detector -> `clean`, `attacked` -> the peak score of each model."""
+    return _over_models(runs, lambda run, verdict: peak_score(verdict))
 
 
-def limits(runs: list[dict]) -> dict[str, float]:
-    """The threshold of every detector."""
+def peak_hits(runs: list[dict]) -> dict[str, dict[str, list[bool]]]:
+    """Return, in the shape of `peak_scores`, whether the peak is at a planted class (True for clean models)."""
+    return _over_models(
+        runs, lambda run, verdict: not run["planted"] or int(np.argmax(verdict[verdict["on"]])) in run["planted"]
+    )
+
+
+def thresholds(runs: list[dict]) -> dict[str, float]:
+    """Return the threshold of every detector."""
     return {name: verdict["above"] for name, verdict in runs[0]["detectors"].items()}
 
 
-def raised(limit: float, highest: float, on: str) -> float:
-    """A threshold for other data: its own, if no clean model of those data exceeds it.
+def raised_threshold(threshold: float, highest: float, on: str) -> float:
+    """Return the threshold for another data set: unchanged, if no clean model of that data set exceeds it.
 
-    Else, for rates and cosines (`scores`), halfway from the highest of the clean models to 1; for an anomaly index the
-    next half above the highest.
+    Otherwise, for rates and cosines (`scores`), halfway from the highest of the clean models to 1; for an anomaly index
+    the next half above the highest.
     """
-    if highest <= limit:
-        return limit
+    if highest <= threshold:
+        return threshold
     return (highest + 1) / 2 if on == "scores" else float(np.floor(2 * highest + 1)) / 2
 
 
-def with_limits_of(runs: list[dict], clean: list[dict]) -> list[dict]:
-    """The runs judged anew, by thresholds `raised` where the clean models of the same data set ask for it.
+def with_raised_thresholds(runs: list[dict], clean: list[dict]) -> list[dict]:
+    """Return the runs with new verdicts, by thresholds raised where clean models of the same data set exceed them.
 
-    clean: runs of models that are not among the others, on the same data
+    Args:
+        clean: runs of clean models on the same data set that are not among `runs`.
     """
-    found = []
+    result = []
     for run in runs:
         verdicts = {}
         for name, verdict in run["detectors"].items():
-            highest = max(peak(one["detectors"][name]) for one in clean)
-            above = raised(verdict["above"], highest, verdict["on"])
+            highest = max(peak_score(model["detectors"][name]) for model in clean)
+            above = raised_threshold(verdict["above"], highest, verdict["on"])
             flagged = [k for k, value in enumerate(verdict[verdict["on"]]) if value > above]
             verdicts[name] = verdict | {"above": above, "flagged": flagged}
-        found.append(run | {"detectors": verdicts})
-    return found
+        result.append(run | {"detectors": verdicts})
+    return result
 
 
-def share(found: Iterable[bool]) -> str:
-    """`9 of 10 (55 to 100 %)`: with the exact interval of 95 % (Clopper, Pearson 1934)."""
-    found = list(found)
-    if not found:
+def count_text(hits: Iterable[bool]) -> str:
+    """Return `9 of 10 (55–100%)`, with the exact 95% CI; empty without any trial."""
+    hits = list(hits)
+    if not hits:
         return ""
-    known = binomtest(sum(found), len(found)).proportion_ci(0.95, "exact")
-    return f"{sum(found)} of {len(found)} ({100 * known.low:.0f} to {100 * known.high:.0f} %)"
+    low, high = clopper_pearson(sum(hits), len(hits))
+    return f"{sum(hits)} of {len(hits)} ({100 * low:.0f}–{100 * high:.0f}%)"
 
 
-def detection(runs: list[dict]) -> pd.DataFrame:
-    """A line a detector.
+def detection_table(runs: list[dict]) -> pd.DataFrame:
+    """Return one row per detector, counts with their 95% CI.
 
-    found: attacked models of which a planted class is flagged; ranked first: of which a planted class has the highest
-    score, flagged or not (not counted where all classes are planted); others flagged: of which a class is flagged that
-    was not planted; false alarms: clean models of which any class is flagged; seconds: the median
+    Columns: `detected`, attacked models with a planted class flagged; `ranked first`, with a planted class of the
+    highest score, flagged or not (not counted where all classes are planted); `others flagged`, with a class flagged
+    that was not planted; `false positives`, clean models with any class flagged; `knowledge`; `seconds`, the median.
     """
-    attacked, clean = ([r for r in runs if bool(r["planted"]) == which] for which in (True, False))
+    attacked, clean = ([r for r in runs if bool(r["planted"]) == planted] for planted in (True, False))
     lines = {}
-    for name in runs[0]["detectors"]:
+    for name, first in runs[0]["detectors"].items():
         verdicts = [(run["detectors"][name], set(run["planted"])) for run in attacked]
+        not_all = [(v, planted) for v, planted in verdicts if len(planted) < len(v["scores"])]
         lines[name] = {
-            "found": share(bool(planted & set(v["flagged"])) for v, planted in verdicts),
-            "ranked first": share(first(v) in planted for v, planted in verdicts if len(planted) < len(v["scores"])),
-            "others flagged": share(bool(set(v["flagged"]) - planted) for v, planted in verdicts),
-            "false alarms": share(bool(run["detectors"][name]["flagged"]) for run in clean),
-            "is given": runs[0]["detectors"][name]["knows"],
+            "detected": count_text(bool(planted & set(v["flagged"])) for v, planted in verdicts),
+            "ranked first": count_text(top_class(v) in planted for v, planted in not_all),
+            "others flagged": count_text(bool(set(v["flagged"]) - planted) for v, planted in verdicts),
+            "false positives": count_text(bool(run["detectors"][name]["flagged"]) for run in clean),
+            "knowledge": first["knowledge"],
             "seconds": round(float(np.median([run["detectors"][name]["seconds"] for run in runs])), 1),
         }
     return pd.DataFrame(lines).T
 
 
-def found(runs: list[dict]) -> pd.DataFrame:
-    """Attacks down, detectors across: of how many models in per cent a planted class was flagged; `none`: any class."""
-    lines = {}
-    for name, own in each(runs).items():
-        lines[name] = {
-            detector: 100
-            * np.mean([bool(set(r["detectors"][detector]["flagged"]) & set(r["planted"] or range(10**4))) for r in own])
-            for detector in own[0]["detectors"]
+def detection_rates(runs: list[dict]) -> pd.DataFrame:
+    """Return attacks by detectors: percent of the models with a planted class flagged; for `none`, any class."""
+
+    def detected(run: dict, detector: str) -> bool:
+        flagged = set(run["detectors"][detector]["flagged"])
+        return bool(flagged & set(run["planted"]) if run["planted"] else flagged)
+
+    return pd.DataFrame(
+        {
+            attack: {
+                detector: 100 * np.mean([detected(run, detector) for run in group])
+                for detector in group[0]["detectors"]
+            }
+            for attack, group in by_attack(runs).items()
         }
-    return pd.DataFrame(lines).T
+    ).T
 
 
 # --- repairs ---------------------------------------------------------------------------------------------
 
 
-def repairs(runs: list[dict], measure: str = "asr", against: str = "", over: Callable = np.mean) -> pd.DataFrame:
-    """Attacks down, repairs across: a rate in per cent, by default the mean over seeds.
+def repair_rates(runs: list[dict], measure: str = "asr", against: str = "", over: Callable = np.mean) -> pd.DataFrame:
+    """Return attacks by repairs: a rate in percent, by default the mean over seeds.
 
-    against: a row whose rate is subtracted, as `attacked`
+    Args:
+        measure: a key of the rows, such as `clean_accuracy`.
+        against: a row whose rate is subtracted, such as `attacked`; the result is then in percentage points.
+        over: what joins the seeds.
     """
     lines = {}
-    for name, own in each(runs).items():
-        rows = [{row["model"]: 100 * row[measure]["rate"] for row in run["rows"]} for run in own]
-        lines[name] = {
+    for attack, group in by_attack(runs).items():
+        rows = [{row["model"]: 100 * row[measure]["rate"] for row in run["rows"]} for run in group]
+        lines[attack] = {
             model: over([r[model] - (r[against] if against else 0) for r in rows])
             for model in rows[0]
             if not (against and model in MODELS)
@@ -160,65 +168,76 @@ def repairs(runs: list[dict], measure: str = "asr", against: str = "", over: Cal
     return pd.DataFrame(lines).T
 
 
-def seconds(runs: list[dict]) -> pd.Series:
-    """The median of what each repair took."""
-    took = pd.DataFrame([{row["model"]: row["seconds"] for row in run["rows"]} for run in runs])
-    return took.drop(columns=list(MODELS)).median().round(1)
+def repair_seconds(runs: list[dict]) -> pd.Series:
+    """Return the median seconds of each repair."""
+    seconds = pd.DataFrame([{row["model"]: row["seconds"] for row in run["rows"]} for run in runs])
+    return seconds.drop(columns=list(MODELS)).median().round(1)
 
 
-def told(run: dict) -> dict[str, str]:
-    """What each repair of a run is given."""
-    return {row["model"]: row["knows"] or GIVEN[row["model"]] for row in run["rows"] if row["model"] not in MODELS}
+def repair_knowledge(run: dict) -> dict[str, str]:
+    """Return the knowledge that each repair of a run needs."""
+    repairs = [row for row in run["rows"] if row["model"] not in MODELS]
+    return {row["model"]: row["knowledge"] or CONTROL_KNOWLEDGE[row["model"]] for row in repairs}
 
 
-def ordering(runs: list[dict], backdoored: Iterable[str]) -> pd.DataFrame:
-    """Repairs by what they leave on average over these attacks: the worst run, the accuracy lost, what is given."""
-    rates, lost = repairs(runs).loc[list(backdoored)], repairs(runs, "clean_accuracy", "attacked").loc[list(backdoored)]
-    worst = repairs(runs, over=max).loc[list(backdoored)]
-    most = repairs(runs, "clean_accuracy", "attacked", over=min).loc[list(backdoored)]
-    repaired = [name for name in rates.columns if name not in MODELS]
-    given = told(runs[0])
-    table = pd.DataFrame(
+def repair_ranking(runs: list[dict], attacks: Iterable[str]) -> pd.DataFrame:
+    """Return the repairs by the mean ASR that they leave over these attacks.
+
+    Columns: mean ASR and that of the worst run, mean and worst change of clean accuracy, seconds, knowledge.
+    """
+    attacks = list(attacks)
+    asr, worst = (repair_rates(runs, over=over).loc[attacks] for over in (np.mean, max))
+    change, largest = (
+        repair_rates(runs, "clean_accuracy", "attacked", over=over).loc[attacks] for over in (np.mean, min)
+    )
+    repairs = [name for name in asr.columns if name not in MODELS]
+    ranking = pd.DataFrame(
         {
-            "ASR, mean": rates[repaired].mean(),
-            "ASR, worst run": worst[repaired].max(),
-            "accuracy, mean change": lost[repaired].mean(),
-            "accuracy, worst run": most[repaired].min(),
-            "seconds": seconds(runs),
-            "is given": pd.Series(given),
+            "ASR, mean": asr[repairs].mean(),
+            "ASR, worst run": worst[repairs].max(),
+            "accuracy, mean change": change[repairs].mean(),
+            "accuracy, worst run": largest[repairs].min(),
+            "seconds": repair_seconds(runs),
+            "knowledge": pd.Series(repair_knowledge(runs[0])),
         }
     )
-    return table.sort_values("ASR, mean")
+    return ranking.sort_values("ASR, mean")
 
 
 # --- inputs ----------------------------------------------------------------------------------------------
 
 
-def _of_filters(runs: list[dict], value: Callable[[dict], float | None]) -> pd.DataFrame:
-    """Attacks down, filters across: the mean over the seeds of which there is a value, in per cent."""
+def _over_filters(runs: list[dict], value: Callable[[dict], float | None]) -> pd.DataFrame:
+    """Return attacks by filters: the mean over the seeds that have a value, in percent."""
     lines = {}
-    for name, own in each([run for run in runs if run["planted"]]).items():
-        known = {f: [value(run["filters"][f]) for run in own] for f in own[0]["filters"]}
-        lines[name] = {f: 100 * np.mean([v for v in known[f] if v is not None] or np.nan) for f in known}
+    for attack, group in by_attack([run for run in runs if run["planted"]]).items():
+        values = {name: [value(run["filters"][name]) for run in group] for name in group[0]["filters"]}
+        lines[attack] = {name: 100 * np.mean([v for v in values[name] if v is not None] or np.nan) for name in values}
     return pd.DataFrame(lines).T
 
 
-def filters(runs: list[dict], measure: str = "auroc of those that fire") -> pd.DataFrame:
-    """Attacks down, filters across: the mean over the seeds of which any triggered image fires, in per cent."""
-    return _of_filters(runs, lambda judged: judged.get(measure))
+def filter_rates(runs: list[dict], measure: str = "auroc of those that fire") -> pd.DataFrame:
+    """Return attacks by filters: a measure in percent, the mean over the seeds of which any triggered image works."""
+    return _over_filters(runs, lambda result: result.get(measure))
 
 
-def caught(runs: list[dict], rate: float = 0.05) -> pd.DataFrame:
-    """The same of the triggered images that fire which a filter flags; rate: of the clean images that it flags."""
-    return _of_filters(runs, lambda judged: judged[f"at {rate:g}"].get("of those that fire"))
+def filter_tpr(runs: list[dict], false_positive_rate: float = 0.05) -> pd.DataFrame:
+    """Return attacks by filters: percent flagged of the triggered images on which the attack works.
+
+    Args:
+        false_positive_rate: the fraction of clean images that a filter may flag.
+    """
+    return _over_filters(runs, lambda result: result[f"at {false_positive_rate:g}"].get("of those that fire"))
 
 
-def reformers(runs: list[dict], measure: str = "asr") -> pd.DataFrame:
-    """Attacks down, reformers across: a rate in per cent, the mean over seeds."""
-    lines = {}
-    for name, own in each(runs).items():
-        lines[name] = {
-            reformer: 100 * np.mean([run["reformers"][reformer][measure]["rate"] for run in own])
-            for reformer in own[0]["reformers"]
+def reformer_rates(runs: list[dict], measure: str = "asr") -> pd.DataFrame:
+    """Return attacks by reformers: a rate in percent, the mean over seeds."""
+    return pd.DataFrame(
+        {
+            attack: {
+                name: 100 * np.mean([run["reformers"][name][measure]["rate"] for run in group])
+                for name in group[0]["reformers"]
+            }
+            for attack, group in by_attack(runs).items()
         }
-    return pd.DataFrame(lines).T
+    ).T

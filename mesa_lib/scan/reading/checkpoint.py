@@ -1,6 +1,6 @@
-"""A file of weights from outside: its header is compared with the architecture before any of it is loaded.
+"""A third-party file of weights: its header is compared with the architecture before any weight is loaded.
 
-Nothing is allocated for what does not fit: neither the file's tensors nor a network as wide as the file claims.
+Nothing is allocated for a file that does not fit: neither its tensors nor a network as wide as the file claims.
 """
 
 from collections.abc import Collection
@@ -15,139 +15,206 @@ from mesa_lib import store
 from mesa_lib.store import paths
 from mesa_lib.store.sanitize import sanitize, sanitize_list
 
-#: types of weights that are read; counters, and what is fixed by the architecture, may be whole numbers
+#: types of weights that are read; counters, and tensors fixed by the architecture, may be whole numbers
 FLOATS = {"F64", "F32", "F16", "BF16"}
 COUNTERS = {"I64", "I32"}
 COUNTER = "num_batches_tracked"
-#: of names that wrappers put before all others at most so many, one after the other
-WRAPPERS = 4
+#: the largest number of prefixes, one after the other, that are taken off all names
+MAX_WRAPPERS = 4
 #: more tensors than any classifier has
-MOST = 100_000
+MAX_TENSORS = 100_000
+#: this project's name for the normalization, and the name in files that earlier versions wrote
+NORMALIZATION, OLD_NORMALIZATION = "normalize", "normalise"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file claims to hold: name -> type and shape; `file` as messages call it; `where` it lies."""
+    """What a file claims to hold.
+
+    Attributes:
+        tensors: name -> type and shape.
+        file: the file's name in messages.
+        path: where the file lies.
+        renamed: name in `tensors` -> name in the file, where an earlier version of this project wrote another name.
+    """
 
     tensors: dict[str, tuple[str, tuple[int, ...]]]
     file: str
-    where: Path
+    path: Path
+    renamed: dict[str, str]
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor; () if there is none of this name."""
         return self.tensors[name][1] if name in self.tensors else ()
 
     @property
     def source(self) -> str:
+        """The file as error messages begin."""
         return f"checkpoint = '{sanitize(self.file)}'"
 
 
-def header(file: str | Path) -> Header:
-    """Names, types and shapes in a safetensors file; ValueError if it is none, FileNotFoundError if there is none."""
-    where = paths.find(file)
-    if not where.is_file():
-        raise FileNotFoundError(f"checkpoint = '{sanitize(where.name)}': no such file; expected a safetensors file")
+def read_header(file: str | Path) -> Header:
+    """Return names, types and shapes of the tensors in a safetensors file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no safetensors file, or holds no tensors.
+    """
+    path = paths.find(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint = '{sanitize(path.name)}': no such file; expected a safetensors file")
     try:
-        with safe_open(where, "pt") as stream:
+        with safe_open(path, "pt") as stream:
             names = list(stream.keys())
-            if not 0 < len(names) <= MOST:
+            if not 0 < len(names) <= MAX_TENSORS:
                 raise ValueError(f"{len(names)} tensors; expected those of one classifier")
             slices = {name: stream.get_slice(name) for name in names}
-            known = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            tensors = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
-        store.refuse_pickle(where)
-        said = sanitize(str(error))
-        more = "" if "expected" in said else "; expected a whole safetensors file"
-        raise ValueError(f"checkpoint = '{sanitize(where.name)}': {said}{more}") from error
-    return Header(known, where.name, where)
+        store.refuse_pickle(path)
+        reason = sanitize(str(error))
+        expected = "" if "expected" in reason else "; expected a whole safetensors file"
+        raise ValueError(f"checkpoint = '{sanitize(path.name)}': {reason}{expected}") from error
+    renamed = {new: name for name in names if (new := _current_name(name)) != name and new not in tensors}
+    stored = {old: new for new, old in renamed.items()}
+    return Header({stored.get(name, name): claim for name, claim in tensors.items()}, path.name, path, renamed)
 
 
-def fitting(
-    found: Header, network: nn.Module, classes: int, may_miss: Collection[str] = ()
+def _current_name(name: str) -> str:
+    return ".".join(NORMALIZATION if part == OLD_NORMALIZATION else part for part in name.split("."))
+
+
+def match_names(
+    header: Header, network: nn.Module, classes: int, may_miss: Collection[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
-    """Name in the network -> name in the file, and notes; ValueError says how the file differs from the network.
+    """Compare a file with a network by names, shapes and types.
 
-    What all names begin with, up to a dot, is taken off where it is not the network's own, and missing counters are
-    left to be zero. network: may be empty (on torch's meta device); may_miss: names without which the file is whole
+    A prefix of all names, up to a dot, is taken off if it is not the network's own. Missing counters are left out.
+
+    Args:
+        header: what the file claims.
+        network: the architecture; may be empty (on torch's meta device).
+        classes: the number of classes that the images have.
+        may_miss: names without which the file is complete.
+
+    Returns:
+        Name in the network -> name in the header, and notes for people.
+
+    Raises:
+        ValueError: says how the file differs from the network.
     """
     state = network.state_dict()
-    own = {name: tuple(t.shape) for name, t in state.items()}
-    names, notes = {name: name for name in found.tensors}, []
-    for _ in range(WRAPPERS):
-        if own.keys() & names.keys():
-            break
-        first, dot, _ = next(iter(names)).partition(".")  # wrappers put `module.`, `_orig_mod.`, `model.` before
-        prefix = first + dot
-        if not dot or not all(name.startswith(prefix) and name != prefix for name in names):
-            break
-        names = {name.removeprefix(prefix): kept for name, kept in names.items()}
-        notes.append(f"All names in the file begin with '{sanitize(prefix)}', which was taken off.")
-    counters = [name for name in own if name.endswith(COUNTER) and name not in names]
-    if names and not own.keys() & names.keys():
-        _below(found, own.keys())
-    missing = [name for name in own if name not in names and name not in (*counters, *may_miss)]
-    extra = [name for name in names if name not in own]
-    other = [name for name in own if name in names and found.shape(names[name]) != own[name]]
-    heads = {found.shape(names[name])[0] for name in other if found.shape(names[name]) and own[name][:1] == (classes,)}
-    if other and not (missing or extra) and len(heads) == 1:
-        if all(found.shape(names[name])[1:] == own[name][1:] for name in other):
-            raise ValueError(
-                f"{found.source}: the model tells {heads.pop()} classes apart, the images have {classes}; "
-                "expected a folder for each class of the model"
-            )
-    if missing or extra or other:
-        shapes = [f"{name} {found.shape(names[name])} for {own[name]}" for name in other]
-        parts = {"missing": missing, "not known": extra, "of another shape": shapes}
-        said = "; ".join(f"{len(some)} {what}: {sanitize_list(some)}" for what, some in parts.items() if some)
+    names, notes = _without_wrappers(header, state)
+    counters = [name for name in state if name.endswith(COUNTER) and name not in names]
+    if names and not state.keys() & names.keys():
+        _refuse_nested(header, state)
+    missing = [name for name in state if name not in names and name not in (*counters, *may_miss)]
+    extra = [name for name in names if name not in state]
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differ = [name for name in shapes if name in names and header.shape(names[name]) != shapes[name]]
+    if differ and not (missing or extra):
+        _refuse_other_classes(header, names, {name: shapes[name] for name in differ}, classes)
+    if missing or extra or differ:
+        wrong_shapes = [f"{name} {header.shape(names[name])} for {shapes[name]}" for name in differ]
+        parts = {"missing": missing, "not known": extra, "of another shape": wrong_shapes}
+        listed = "; ".join(f"{len(some)} {what}: {sanitize_list(some)}" for what, some in parts.items() if some)
         raise ValueError(
-            f"{found.source}: the weights are of another architecture than {type(network).__name__} ({said})"
+            f"{header.source}: the weights are of another architecture than {type(network).__name__} ({listed})"
         )
-    odd = [
-        f"{name} {found.tensors[kept][0]}"
-        for name, kept in names.items()
-        if found.tensors[kept][0] not in (FLOATS if state[name].is_floating_point() else FLOATS | COUNTERS)
-    ]
-    if odd:
-        raise ValueError(
-            f"{found.source}: {sanitize_list(odd)}; expected floating-point weights ({', '.join(sorted(FLOATS))})"
-        )
+    _check_types(header, names, state)
     if counters:
         notes.append(f"{len(counters)} counters of batches are not in the file and were set to 0.")
     return names, notes
 
 
-def _below(found: Header, own: Collection[str]) -> None:
-    """ValueError that says so if the whole network is in the file below a name, with something else beside it."""
-    some = next(name for name in own if not name.endswith(COUNTER))
-    for name in found.tensors:
-        prefix = name.removesuffix(some)
-        below = {held.removeprefix(prefix) for held in found.tensors if held.startswith(prefix)}
-        if name.endswith(some) and all(one in below or one.endswith(COUNTER) for one in own):
-            rest = [held for held in found.tensors if not held.startswith(prefix)]
+def _without_wrappers(header: Header, state: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Take off what wrappers put before all names (`module.`, `_orig_mod.`) -> new name -> old name, and notes."""
+    names, notes = {name: name for name in header.tensors}, []
+    if header.renamed:
+        notes.append(
+            f"The file names the normalization '{OLD_NORMALIZATION}', as earlier versions did; it was read as "
+            f"'{NORMALIZATION}'."
+        )
+    for _ in range(MAX_WRAPPERS):
+        if set(state) & names.keys():
+            break
+        first, dot, _ = next(iter(names)).partition(".")
+        prefix = first + dot
+        if not dot or not all(name.startswith(prefix) and name != prefix for name in names):
+            break
+        names = {name.removeprefix(prefix): old for name, old in names.items()}
+        notes.append(f"All names in the file begin with '{sanitize(prefix)}', which was taken off.")
+    return names, notes
+
+
+def _refuse_other_classes(
+    header: Header, names: dict[str, str], differ: dict[str, tuple[int, ...]], classes: int
+) -> None:
+    """Raise a ValueError that says so if the network differs in nothing but the number of classes."""
+    in_file = {name: header.shape(names[name]) for name in differ}
+    heads = {in_file[name][0] for name, shape in differ.items() if in_file[name] and shape[:1] == (classes,)}
+    if len(heads) == 1 and all(in_file[name][1:] == shape[1:] for name, shape in differ.items()):
+        raise ValueError(
+            f"{header.source}: the model has {heads.pop()} classes, the images have {classes}; "
+            "expected a folder for each class of the model"
+        )
+
+
+def _refuse_nested(header: Header, state: Collection[str]) -> None:
+    """Raise a ValueError that says so if the whole network lies in the file below a name, beside other tensors."""
+    sample = next(name for name in state if not name.endswith(COUNTER))
+    for name in header.tensors:
+        prefix = name.removesuffix(sample)
+        below = {other.removeprefix(prefix) for other in header.tensors if other.startswith(prefix)}
+        if name.endswith(sample) and all(one in below or one.endswith(COUNTER) for one in state):
+            rest = [other for other in header.tensors if not other.startswith(prefix)]
             raise ValueError(
-                f"{found.source}: the weights are there below '{sanitize(prefix)}', with {len(rest)} tensors beside them "
+                f"{header.source}: the weights lie below '{sanitize(prefix)}', with {len(rest)} tensors beside them "
                 f"({sanitize_list(rest)}); expected a file of the classifier alone, under its own names"
             )
 
 
-def load(found: Header, names: dict[str, str], network: nn.Module, keep: Collection[str] = ()) -> nn.Module:
-    """The file's weights in the network, which they fit; what is to `keep` stays. ValueError if they are no weights."""
-    held, own = store.load_checkpoint(found.where, any_name=True), network.state_dict()
+def _check_types(header: Header, names: dict[str, str], state: dict[str, Tensor]) -> None:
+    wrong = [
+        f"{name} {header.tensors[old][0]}"
+        for name, old in names.items()
+        if header.tensors[old][0] not in (FLOATS if state[name].is_floating_point() else FLOATS | COUNTERS)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{header.source}: {sanitize_list(wrong)}; expected floating-point weights ({', '.join(sorted(FLOATS))})"
+        )
+
+
+def load_weights(header: Header, names: dict[str, str], network: nn.Module, keep: Collection[str] = ()) -> nn.Module:
+    """Load the file's weights into a network that they fit (`match_names`) and return it.
+
+    Args:
+        keep: names of tensors that stay as they are.
+
+    Raises:
+        ValueError: if a weight is not finite, a variance is negative, or a fixed tensor is not the architecture's.
+    """
+    stored, own = store.load_checkpoint(header.path, any_name=True), network.state_dict()
     weights = {name: own[name] if name in keep else torch.zeros_like(own[name]) for name in own if name not in names}
-    for name, kept in names.items():
-        weights[name] = held[kept].float() if held[kept].is_floating_point() else held[kept].long()
-        fixed = not own[name].is_floating_point() and not name.endswith(COUNTER)  # such as the places of attention
+    for name, old in names.items():
+        tensor = stored[header.renamed.get(old, old)]
+        weights[name] = tensor.float() if tensor.is_floating_point() else tensor.long()
+        fixed = not own[name].is_floating_point() and not name.endswith(COUNTER)  # such as indices of attention
         if fixed and not torch.equal(weights[name].to(own[name].dtype), own[name]):
-            raise ValueError(f"{found.source}: {sanitize(name)} is another than the architecture's; expected its own")
+            raise ValueError(
+                f"{header.source}: {sanitize(name)} differs from the architecture's; expected the architecture's own"
+            )
     for name, tensor in weights.items():
-        _check(name, tensor, found.source)
+        _check_values(name, tensor, header.source)
     network.load_state_dict(weights)
     return network
 
 
-def _check(name: str, tensor: Tensor, source: str) -> None:
+def _check_values(name: str, tensor: Tensor, source: str) -> None:
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{source}: {sanitize(name)} holds NaN or infinite values; expected finite weights")
     if name.endswith("running_var") and tensor.min() < 0:
         raise ValueError(f"{source}: {sanitize(name)} is {float(tensor.min()):.3g}; expected variances, 0 or more")
-    if name == "normalize.std" and tensor.min() <= 0:
-        raise ValueError(f"{source}: normalize.std is {float(tensor.min()):.3g}; expected numbers above 0")
+    if name == f"{NORMALIZATION}.std" and tensor.min() <= 0:
+        raise ValueError(f"{source}: {name} is {float(tensor.min()):.3g}; expected numbers above 0")

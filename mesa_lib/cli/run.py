@@ -1,0 +1,91 @@
+"""The commands around the notebooks: `run`, `check`, `params`, `refresh`, `tables`."""
+
+import argparse
+from pathlib import Path
+
+from mesa_lib.evaluation import metrics
+from mesa_lib.experiments import notebooks, params
+from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.store import paths
+
+
+def add(commands) -> None:
+    """Add the commands with their options."""
+    files = argparse.ArgumentParser(add_help=False)
+    files.add_argument("files", nargs="*", help="parameter files, later over earlier (default: digits)")
+    files.add_argument("-p", action="append", default=[], metavar="NAME=VALUE", help="one parameter, over the files")
+    run = commands.add_parser("run", parents=[files], help="run the series 01 to 04 through papermill")
+    run.add_argument("--notebooks", default=",".join(notebooks.SERIES), help="which, with commas between: 01,02")
+    run.add_argument("--out", type=Path, help="folder for notebooks, figures and tables (default: runs/series/...)")
+    run.set_defaults(function=run_series)
+    check = commands.add_parser("check", parents=[files], help="check parameters and data, run nothing")
+    check.set_defaults(function=check_parameters)
+    commands.add_parser("params", help="list all parameters").set_defaults(function=list_parameters)
+    again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
+    again.add_argument("names", nargs="*", help="default: all")
+    again.set_defaults(function=refresh)
+    tables = commands.add_parser("tables", help="write tables and figure into the README (maintainers)")
+    tables.set_defaults(function=write_tables)
+    repeat = commands.add_parser("repeat", help="removed: repeats over seeds are a sweep with a seed axis")
+    repeat.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    repeat.set_defaults(function=refuse_repeat)
+
+
+def _checked(a: argparse.Namespace) -> Pipeline:
+    """Return the pipeline of a command's parameters: missing data, an impossible target or trigger end here."""
+    pipeline = Pipeline(params.read([paths.parameter_file(file) for file in a.files], a.p))
+    pipeline.check()
+    return pipeline
+
+
+def run_series(a: argparse.Namespace) -> int:
+    """Run the notebooks and show the table."""
+    pipeline = _checked(a)
+    names = a.notebooks.split(",")
+    out = notebooks.run_series(pipeline.p, names, a.out)
+    if notebooks.notebook_path(names[-1]).stem == notebooks.SERIES[-1]:
+        report = pipeline.report()
+        print(metrics.table(report.result["rows"]).to_string(index=False))
+        print(f"(one run, seed {pipeline.p.seed}, {report.made['device']}, torch {report.made['torch']})")
+    print(f"\nexecuted notebooks  {out}/*.ipynb\nfigures             {out}/figures/")
+    if (out / "table.csv").is_file():
+        print(f"table               {out}/table.csv and result.json")
+    return 0
+
+
+def check_parameters(a: argparse.Namespace) -> int:
+    """Check parameters and data, and show how many images each split has."""
+    d = _checked(a).data
+    sizes = f"{len(d.train)} / {len(d.modeling)} / {len(d.evaluation)}"
+    print(f"parameters are good; {d.name}: {sizes} training / modeling / evaluation images")
+    return 0
+
+
+def list_parameters(a: argparse.Namespace) -> int:
+    """Show all parameters."""
+    print(notebooks.parameter_reference())
+    return 0
+
+
+def refresh(a: argparse.Namespace) -> int:
+    """Execute notebooks in place."""
+    paths.repository("refresh")
+    notebooks.refresh(a.names or notebooks.all_notebooks())
+    return 0
+
+
+def write_tables(a: argparse.Namespace) -> int:
+    """Write the README's tables and figure."""
+    from mesa_lib.reporting.tables import readme
+
+    readme.into_readme()
+    readme.picture()
+    return 0
+
+
+def refuse_repeat(a: argparse.Namespace) -> int:
+    """Say what took the place of the command."""
+    raise ValueError(
+        "repeat: this command was removed; use `sweep` with a seed axis (`grid: {seed: [0, 1, 2, 3, 4]}`), "
+        "as params/sweeps/readme-digits.yaml"
+    )

@@ -1,0 +1,82 @@
+"""Kernels that execute notebooks: each with an environment of its own, and one for all notebooks of a run.
+
+Starting a kernel and importing torch, pandas and matplotlib takes several seconds, so a run starts a single kernel and
+empties it before each further notebook.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, papermill_engines
+from traitlets.config import Config
+
+#: `device.keep_memory` as the environment of a process that is yet to start
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
+#: every kernel is started with these
+OPTIONS: dict[str, Any] = {
+    "kernel_name": "python3",
+    "coalesce_streams": True,
+    "startup_timeout": 300,  # a busy machine
+    "config": Config(KernelManager={"transport_encryption": "auto"}),
+}
+#: code that leaves a kernel as it started, except for imported modules; IPython counts the cells from 1 again
+RESET = """
+import sys
+if "matplotlib.pyplot" in sys.modules:
+    sys.modules["matplotlib.pyplot"].close("all")
+    sys.modules["matplotlib"].rcdefaults()
+get_ipython().reset(new_session=True)
+"""
+
+
+def kernel_environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
+    """Return the environment of a kernel: that of this process, with freed memory kept, and with the changes."""
+    return os.environ | KEEP_MEMORY | {"MESA_BATCH": "1"} | changes
+
+
+class SharedKernel:
+    """One kernel for several notebooks: started for the first, emptied before each other, ended with the context."""
+
+    def __init__(self, environment: Mapping[str, str] = {}):
+        """`environment`: variables of the kernel beside those of this process."""
+        self.environment = kernel_environment(environment)
+        self._client: NotebookClient | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "SharedKernel":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+    def client(self) -> NotebookClient:
+        """Return a client whose kernel has no variables; RuntimeError if it does not start or has died."""
+        if self._client is None:
+            client = NotebookClient(nbformat.v4.new_notebook(), **OPTIONS)
+            self._stack.enter_context(client.setup_kernel(env=self.environment))
+            self._client = client
+        else:
+            self._client.wait_for_reply(self._client.kc.execute(RESET, silent=True, store_history=False))
+        return self._client
+
+
+class SharedKernelEngine(NBClientEngine):
+    """Papermill's engine, with the kernel of a `SharedKernel`."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, *, kernel: SharedKernel, log_output=False, **unused) -> None:
+        """Execute the notebook; papermill's other options do not apply to a kernel that is running already."""
+        host = kernel.client()
+        client = PapermillNotebookClient(nb_man, km=host.km, log_output=log_output, **OPTIONS)
+        client.kc = host.kc
+        client.execute()
+
+
+#: the engine's name in papermill
+ENGINE = "mesa-shared-kernel"
+papermill_engines.register(ENGINE, SharedKernelEngine)

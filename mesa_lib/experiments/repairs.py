@@ -1,0 +1,83 @@
+"""All repairs by name, with the settings of the parameters: the controls of the table, and those of the registry."""
+
+from typing import TYPE_CHECKING
+
+from mesa_lib.defenses.base import Repairer, RepairResult, describe_method
+from mesa_lib.defenses.controls import FineTuning, IdealRepair, RandomTriggersRepair, SingleInversion
+from mesa_lib.defenses.mesa.repair import MESARepair
+from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
+from mesa_lib.defenses.registry import REPAIRERS
+from mesa_lib.experiments.params import Params
+
+if TYPE_CHECKING:
+    from mesa_lib.experiments.pipeline import Pipeline
+
+#: the rows of the before/after table: the repair, and what it stamps while retraining
+CONTROLS = {
+    "fine-tuning": "no trigger",
+    "random uniform": "random colors",
+    "random binary": "every channel 0 or 1",
+    "random mixed": "one of four random families each",
+    "single inversion": "a single trigger inverted by SGD",
+    "MESA": "samples of the trigger distribution",
+    "MESA rounds": "samples of the trigger distribution, until a residual check is clear",
+    "ideal": "the attacker's own trigger",
+    "clean model, repaired": "samples of the trigger distribution, on the clean model",
+}
+#: the control that starts from the clean model: what the repair does to a model without a backdoor
+ON_CLEAN_MODEL = "clean model, repaired"
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if there is no repair of this name."""
+    names = list(dict.fromkeys([*CONTROLS, *REPAIRERS]))
+    if name not in names:
+        raise ValueError(f"repair = {name!r}: expected one of {', '.join(names)}")
+
+
+def trigger_search(p: Params) -> TriggerSearch:
+    """Return the search of the residual checks."""
+    return TriggerSearch(candidates=p.search_candidates, generations=p.search_generations)
+
+
+def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
+    """Return what a repair depends on, besides the attacked model, the defender and the settings of retraining."""
+    if name in ("MESA", ON_CLEAN_MODEL):
+        return {"modeling": p.modeling_settings().model_dump(), "beta": beta}
+    if name == "MESA rounds":
+        checks = {"rounds": p.rounds, "clear_below": p.clear_below, "search": describe_method(trigger_search(p))}
+        return {"modeling": p.modeling_settings().model_dump()} | checks
+    if name == "single inversion":
+        return {"repeat": repeat}
+    return {} if name in CONTROLS else {"method": describe_method(REPAIRERS[name]())}
+
+
+def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> Repairer:
+    """Return a repair, ready to run; earlier stages that it starts from are trained or loaded.
+
+    Args:
+        pipeline: its parameters and stages.
+        name: one of `CONTROLS` or of `defenses.registry.REPAIRERS`.
+        repeat: of the single inversion.
+        beta: the level of the staircase that `MESA` samples; None: the mixture.
+    """
+    p = pipeline.p
+    if name.startswith("random "):
+        return RandomTriggersRepair(name.removeprefix("random "))
+    match name:
+        case "fine-tuning":
+            return FineTuning()
+        case "single inversion":
+            return SingleInversion(repeat)
+        case "ideal":
+            return IdealRepair(pipeline.backdoor.apply)
+        case "MESA" | "clean model, repaired":
+            return MESARepair(p.modeling_settings(), beta=beta, fitted=pipeline.distribution()[0])
+        case "MESA rounds":
+            first = pipeline.repaired("MESA")
+            return RepairRounds(
+                p.modeling_settings(), p.rounds, p.clear_below, trigger_search(p),
+                first=pipeline.distribution()[0], first_repair=RepairResult(first.model, first.history),
+            )  # fmt: skip
+    return REPAIRERS[name]()

@@ -1,0 +1,155 @@
+"""Figures of repairs and their controls: the attack success rate (ASR) that each leaves."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mesa_lib.reporting.plots.style import COLORS, color, panels, percent_axis, spread
+
+#: the parts of a residual check (`repair_rounds.ResidualCheck`), as figures and tables name them
+CHECKS = {"earlier": "earlier samples", "sampled": "new generator", "searched": "trigger search"}
+#: how `asr_by_trigger` draws a row of the table: marker, color, label
+TRIGGER_ROWS = {
+    "beta 0.9": ("v", COLORS["fine-tuning"], "MESA, beta 0.9"),
+    "MESA": ("o", COLORS["MESA"], "MESA, mixture"),
+    "ideal": ("s", COLORS["ideal"], "ideal"),
+    "clean model": ("_", COLORS["clean model"], "clean-model ASR"),
+    "clean model, repaired": ("|", "0.4", "clean model, repaired"),
+}
+
+
+def asr_by_control(rows: list[dict]) -> Figure:
+    """Return the ASR of the original trigger on each model, with 95% CIs; the dotted line is the clean model's.
+
+    Args:
+        rows: of the before/after table (`Pipeline.table`), each with `model` and `asr`; one is `clean model`.
+    """
+    names = [row["model"] for row in rows]
+    rates, low, high = (np.array([row["asr"][key] for row in rows]) for key in ("rate", "low", "high"))
+    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1))
+    errors = np.abs(np.stack([rates - low, high - rates]))
+    colors = [color(name) for name in names]
+    axis.barh(names, 100 * rates, xerr=100 * errors, color=colors, error_kw={"linewidth": 1})
+    for y, (rate, end) in enumerate(zip(rates, high, strict=True)):
+        axis.text(100 * end + 1, y, f"{100 * rate:.1f}", va="center", fontsize=9)
+    axis.axvline(100 * rates[names.index("clean model")], color="black", ls=":", lw=1, label="clean-model ASR")
+    axis.invert_yaxis()
+    axis.set(xlabel="ASR of the original trigger (%), 95% CI", xlim=(0, 112))
+    axis.legend(fontsize=9, loc="lower right")
+    return figure
+
+
+def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model_asr: Sequence[float]) -> Figure:
+    """Return, after every repair round, the ASR of the attacker's trigger and what each residual check measured.
+
+    The axis is logarithmic; values below 0.3% are drawn there.
+
+    Args:
+        series: title -> one record per round with `asr` and the keys of `CHECKS`, all in [0, 1].
+        clear_below: the threshold of an all-clear.
+        clean_model_asr: of each title.
+    """
+    lines = {
+        "asr": ("attacker's trigger", COLORS["attacked"], "o-"),
+        "earlier": (CHECKS["earlier"], COLORS["MESA"], "v--"),
+        "sampled": (CHECKS["sampled"], COLORS["ideal"], "^--"),
+        "searched": (CHECKS["searched"], COLORS["clean model"], "s--"),
+    }
+    most = max(len(records) for records in series.values())
+    figure, axes = panels(len(series), len(series), 3.0, 3.4, sharey=True)
+    for axis, clean_rate, (title, records) in zip(axes, clean_model_asr, series.items(), strict=True):
+        numbers = range(1, len(records) + 1)
+        for name, (label, shade, style) in lines.items():
+            axis.plot(numbers, [max(100 * r[name], 0.3) for r in records], style, color=shade, label=label, ms=5)
+        axis.axhline(100 * clear_below, color="0.3", ls=":", lw=1.5, label="threshold of an all-clear")
+        axis.axhline(100 * clean_rate, color=COLORS["attacked"], ls=":", lw=1.5, label="clean-model ASR")
+        axis.set_yscale("log")
+        axis.set(xlabel="round", xlim=(0.7, most + 0.3), ylim=(0.25, 130), xticks=range(1, most + 1))
+        axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
+        axis.minorticks_off()
+        axis.set_title(title, fontsize=11)
+    axes[0].set_ylabel("attack success rate (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    return figure
+
+
+def asr_by_task(names: Sequence[str], rates: dict[str, Sequence[float]]) -> Figure:
+    """Return the ASR (%) of every task of a sweep, one column each: before the repair and after each of them.
+
+    Args:
+        names: of the tasks.
+        rates: row of the results table -> one percentage per task.
+    """
+    figure, axis = plt.subplots(figsize=(max(6, 2.5 + 0.32 * len(names)), 4.2))
+    marks = "osv^<>DPX*"
+    for number, (name, values) in enumerate(rates.items()):
+        mark = marks[number % len(marks)]
+        axis.plot(range(len(names)), values, mark, color=color(name, "black"), label=name, ms=5, alpha=0.8, ls="none")
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set(ylabel="attack success rate (%)", ylim=(0, 130), xlim=(-0.7, len(names) - 0.3))
+    axis.set_yticks([0, 0.5, 1, 2, 5, 10, 20, 50, 100], ["0", "0.5", "1", "2", "5", "10", "20", "50", "100"])
+    axis.set_xticks(range(len(names)), [name.rpartition("-")[0] or name for name in names], rotation=90, fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def asr_by_trigger(table: pd.DataFrame, rows: Sequence[str] = ("beta 0.9", "MESA", "ideal", "clean model")) -> Figure:
+    """Return the poster's figure: ASR (%) after the repair, one trigger a column, sorted by the single inversion.
+
+    The band goes from the best to the worst single inversion. Linear below 5%, logarithmic above.
+
+    Args:
+        table: of `paper.asr_by_trigger`.
+        rows: its columns that are drawn, keys of `TRIGGER_ROWS`.
+    """
+    x = np.arange(len(table))
+    figure, axis = plt.subplots(figsize=(min(13, max(6, 2 + 0.4 * len(table))), 4))
+    shade = COLORS["single inversion"]
+    axis.fill_between(
+        x, table["single inversion, best"], table["single inversion, worst"], color=shade, alpha=0.3, step="mid", lw=0,
+        label="single inversion, best to worst",
+    )  # fmt: skip
+    axis.step(x, table["single inversion"], where="mid", color=shade, label="single inversion, mean")
+    for name in rows:
+        mark, shade, label = TRIGGER_ROWS[name]
+        axis.plot(x, table[name], mark, color=shade, label=label, ms=6, mew=2 if mark in "_|" else 0, alpha=0.9)
+    percent_axis(axis)
+    axis.set_xticks(x, [str(name).removeprefix("bw:") for name in table.index], rotation=90, fontsize=9)
+    top = max(6.0, 1.2 * float(np.nanmax(table[["single inversion, worst", *rows]].to_numpy())))
+    axis.set(xlabel="trigger", ylabel="ASR after the repair (%)", ylim=(0, top), xlim=(-0.6, len(x) - 0.4))
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def asr_beside_paper(results: dict[str, dict[str, Sequence[float]]], published: dict[str, dict[str, float]]) -> Figure:
+    """Return the ASR (%) after the repair, one data set a panel, with our mean and the paper's as marks.
+
+    Args:
+        results: title -> model -> one number per trigger, each a dot.
+        published: title -> model -> the paper's mean.
+    """
+    figure, axes = panels(len(results), len(results), 4.6, 3.6, sharey=True)
+    for axis, (title, models) in zip(axes, results.items(), strict=True):
+        for x, (name, values) in enumerate(models.items()):
+            _draw_beside_paper(axis, x, name, values, published.get(title, {}).get(name))
+        percent_axis(axis)
+        axis.set_xticks(range(len(models)), list(models), rotation=30, ha="right", fontsize=9)
+        axis.set(title=title, ylim=(0, 60))
+    axes[0].set_ylabel("ASR after the repair (%),\nlogarithmic above 5%")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_beside_paper(axis: Axes, x: int, name: str, values: Sequence[float], published: float | None) -> None:
+    """Draw one model's column; the first column of a panel carries the labels of the legend."""
+    labels = [None if x else label for label in ("ours, mean", "ours, one trigger", "paper, mean")]
+    shade = color(name, COLORS["MESA"])
+    axis.plot(x, np.mean(values), "_", color=shade, ms=26, mew=2, alpha=0.6, label=labels[0])
+    dots = {"ms": 5, "mec": "black", "mew": 0.5, "zorder": 3}
+    axis.plot(x + spread(len(values)), values, "o", color=shade, label=labels[1], **dots)
+    if published is not None:
+        axis.plot(x, published, "*", color="black", ms=11, label=labels[2])

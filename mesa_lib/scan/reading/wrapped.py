@@ -1,0 +1,51 @@
+"""The form in which a third-party network is scanned: images in [0, 1] -> logits."""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from mesa_lib.models.networks import Normalize
+
+#: float values of images that go through the network in one piece: 2,604 images of 32x32, 53 of 224x224
+MAX_VALUES = 8_000_000
+
+
+class NoTensor(Exception):
+    """A network returned something that is no tensor."""
+
+
+class WrappedClassifier(nn.Module):
+    """A network behind its normalization: images (B, 3, H, W) in [0, 1] -> logits (B, classes).
+
+    Large batches go through in parts; for gradients, activations are computed again instead of kept.
+
+    Attributes:
+        network: the third-party network.
+        probabilities: whether the network returns probabilities, whose logarithm is the logit.
+        temperature: the logits are divided by it.
+        notes: sentences for people about how the model was read.
+    """
+
+    def __init__(self, network: nn.Module, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
+        super().__init__()
+        self.normalize, self.network = Normalize(mean, std), network
+        self.probabilities, self.notes = False, []
+        self.register_buffer("temperature", torch.ones(()))
+        self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device, if nothing else does
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or x.numel() <= MAX_VALUES:
+            return self._logits(x)
+        parts = x.split(max(1, MAX_VALUES // x[0].numel()))
+        if torch.is_grad_enabled() and x.requires_grad:
+            return torch.cat([recompute(self._logits, part, use_reentrant=False) for part in parts])
+        return torch.cat([self._logits(part) for part in parts])
+
+    def _logits(self, x: Tensor) -> Tensor:
+        output = self.network(self.normalize(x))
+        if isinstance(output, tuple | list) and output:  # networks with auxiliary heads return theirs after the logits
+            output = output[0]
+        if not isinstance(output, Tensor):
+            raise NoTensor(type(output).__name__)
+        logits = output.clamp(min=1e-30).log() if self.probabilities else output
+        return logits / self.temperature

@@ -1,0 +1,171 @@
+"""MESA as a repair: what is modeled and stamped on models with known answers, what is removed on digits."""
+
+import pytest
+import torch
+from test_location_search import RedPixel
+from victims import rates, victim
+
+from mesa_lib import staircase
+from mesa_lib.data.splits import Split
+from mesa_lib.defenses.base import DefenderView, SearchCache
+from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
+from mesa_lib.defenses.mesa.repair import (
+    MESADetected,
+    MESARepair,
+    any_location_detected,
+    any_size_detected,
+    stamp_detected,
+)
+from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
+from mesa_lib.device import rng
+from mesa_lib.distribution import Level, TriggerDistribution
+from mesa_lib.settings import Settings
+
+TINY = Settings(betas=(0.9, 0.5), steps=3, triggers_per_step=8, hidden=8, noise_dim=4, images_per_trigger=1)
+ANYWHERE, FIXED = PatchSpec((2, 2)), PatchSpec((3, 3), True)
+
+
+class Painted(torch.nn.Module):
+    """A generator of triggers of one color."""
+
+    def __init__(self, value: float, size: tuple[int, int]):
+        super().__init__()
+        self.value, self.size = value, size
+
+    def forward(self, z):
+        return torch.full((len(z), 3, *self.size), self.value)
+
+
+def painted(value: float, size=(3, 3), beta: float = 0.9) -> TriggerDistribution:
+    return TriggerDistribution([Level(beta, Painted(value, size), 0.0)], [1.0], TINY)
+
+
+def view_for(method, cache: SearchCache | None = None, stamped: list | None = None) -> DefenderView:
+    """A view whose retraining notes what is stamped on 200 black images, and trains nothing."""
+    images = torch.randint(0, 100, (60, 3, 8, 8), generator=rng(0), dtype=torch.uint8)
+    clean = Split(images, torch.arange(60) % 2)
+    view = DefenderView(method.knowledge, RedPixel(3, 3), clean, 3, target=2, size=(3, 3), cache=cache)
+
+    def retrain(model, transform=None, k=0, label="repair"):
+        if stamped is not None:
+            stamped.append(transform(torch.zeros(200, 3, 8, 8), rng(0)))
+        return [{"epoch": 1}]
+
+    view.retrain = retrain
+    return view
+
+
+def count_fits(monkeypatch) -> list:
+    """The options of every modeling from now on."""
+    calls, fit = [], staircase.fit
+
+    def counted(*arguments, **options):
+        calls.append((arguments[3], options))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(staircase, "fit", counted)
+    return calls
+
+
+def test_the_target_is_modeled_by_its_size_once_for_equal_settings(monkeypatch):
+    calls, cache = count_fits(monkeypatch), SearchCache()
+    result = MESARepair(TINY).repair(view_for(MESARepair(), cache))
+    ((target, options),) = calls
+    assert target == 2 and options["size"] == (3, 3) and options.get("location") is None
+    assert result.history == [{"epoch": 1}] and isinstance(result.model, RedPixel)
+    MESARepair(TINY, beta=0.5).repair(view_for(MESARepair(), cache))
+    assert len(calls) == 1, "one level of the same staircase"
+    MESARepair(TINY.replace(steps=2)).repair(view_for(MESARepair(), cache))
+    MESARepair(TINY).repair(view_for(MESARepair()))
+    assert len(calls) == 3, "other settings, another cache"
+
+
+def test_a_fitted_distribution_is_stamped_without_modeling(monkeypatch):
+    calls, stamped = count_fits(monkeypatch), []
+    MESARepair(fitted=painted(0.25)).repair(view_for(MESARepair(), stamped=stamped))
+    assert calls == [] and (stamped[0] == 0.25).sum((1, 2, 3)).eq(27).all()
+
+
+def test_beta_takes_one_level():
+    levels = [painted(0.25).levels[0], painted(0.75, beta=0.5).levels[0]]
+    mixed, stamped = TriggerDistribution(levels, [0.5, 0.5], TINY), []
+    for beta in (None, 0.9, 0.5):
+        MESARepair(beta=beta, fitted=mixed).repair(view_for(MESARepair(), stamped=stamped))
+    both, high, low = (set(images.unique().tolist()) - {0.0} for images in stamped)
+    assert (both, high, low) == ({0.25, 0.75}, {0.25}, {0.75})
+    with pytest.raises(ValueError, match="beta = 0.8: expected one of the modeled levels"):
+        MESARepair(beta=0.8, fitted=mixed).repair(view_for(MESARepair()))
+
+
+def detected(monkeypatch, rates_of: dict[int, dict[PatchSpec, float]]) -> None:
+    """Let every detector return these rates, with white 2x2 anywhere, and gray 3x3 at (4, 5)."""
+    locations = {ANYWHERE: None, FIXED: torch.tensor([[0, 0], [0, 0], [4, 5]])}
+    screening = ScreeningResult({spec: [0.0, 0.2, 0.7] for spec in locations}, locations)
+    kinds = {ANYWHERE: painted(1.0, (2, 2)), FIXED: painted(0.5)}
+    distributions = {label: {spec: kinds[spec] for spec in by_spec} for label, by_spec in rates_of.items()}
+    monkeypatch.setattr(MESA, "search", lambda self, view: DetectionResult(screening, distributions, rates_of))
+
+
+def test_every_flagged_class_and_spec_is_stamped_at_its_location(monkeypatch):
+    detected(monkeypatch, {2: {ANYWHERE: 0.8, FIXED: 0.9}, 1: {ANYWHERE: 0.3}})
+    method, stamped = MESADetected(), []
+    result = method.repair(view_for(method, stamped=stamped))
+    assert result.about["flagged"] == [2] and result.about["flagged and not repaired"] == []
+    assert result.about["specs"] == ["2x2", "3x3 at a fixed location"] and result.history
+    white, gray = ((stamped[0] == value).all(1) for value in (1.0, 0.5))
+    assert white.any((1, 2)).sum() + gray.any((1, 2)).sum() == 200 and 60 < white.any((1, 2)).sum() < 140
+    assert gray.any(0).nonzero().tolist() == [[row, column] for row in (4, 5, 6) for column in (5, 6, 7)]
+    assert len(white.any(0).nonzero()) > 40, "at random locations"
+
+
+def test_a_model_of_which_nothing_is_flagged_is_left_as_it_is(monkeypatch):
+    detected(monkeypatch, {2: {ANYWHERE: 0.4, FIXED: 0.1}})
+    method, stamped = MESADetected(), []
+    view = view_for(method, stamped=stamped)
+    result = method.repair(view)
+    assert result.model is view.model and stamped == [] and result.history == []
+    assert result.about == {"flagged": [], "specs": [], "flagged and not repaired": []}
+
+
+def test_a_flagged_class_that_was_not_modeled_is_named(monkeypatch):
+    """Class 2 was screened at 70%, and its place among the suspects taken by class 1."""
+    detected(monkeypatch, {1: {ANYWHERE: 0.9}})
+    result = MESADetected().repair(view_for(MESADetected()))
+    assert result.about["flagged"] == [1] and result.about["flagged and not repaired"] == [2]
+
+
+def test_transforms_come_from_any_distributions_of_classes_and_specs():
+    screening = ScreeningResult({FIXED: [0.0, 0.0]}, {FIXED: torch.tensor([[0, 0], [1, 2]])})
+    (transform,) = stamp_detected({(1, FIXED): painted(0.5)}, screening)
+    shown = transform(torch.zeros(5, 3, 8, 8), rng(0))
+    assert (shown[:, :, 1:4, 2:5] == 0.5).all() and int((shown != 0).sum()) == 5 * 27
+
+
+def test_what_a_repair_needs_to_know_is_what_its_detector_does_and_the_weights():
+    assert MESARepair().knowledge.text() == "weights, all clean images, target class, stamping rule, trigger size"
+    assert MESADetected().knowledge.size and any_location_detected().knowledge.size
+    assert not any_size_detected().knowledge.size and not any_size_detected().knowledge.target
+
+
+# --- on digits -------------------------------------------------------------------------------------------
+
+
+def test_mesa_removes_its_own_kind_and_fine_tuning_does_not():
+    evaluation = victim("patch")
+    assert rates(evaluation, evaluation.repaired("fine-tuning"))[1] > 0.4
+    accuracy, asr = rates(evaluation, evaluation.repaired("MESA"))
+    assert accuracy > 0.95 and asr < 0.05
+
+
+def test_mesa_repairs_a_class_that_it_detected_itself():
+    evaluation = victim("patch")
+    accuracy, asr = rates(evaluation, evaluation.repaired("MESA, target unknown"))
+    assert accuracy > 0.95 and asr < 0.05
+
+
+def test_mesa_repairs_a_backdoor_at_a_fixed_location_by_searching_for_the_location():
+    evaluation = victim("corner")
+    accuracy, asr = rates(evaluation, evaluation.repaired("MESA, target and location unknown"))
+    left = {name: rates(evaluation, evaluation.repaired(name))[1] for name in ("fine-tuning", "MESA")}
+    assert accuracy > 0.95 and asr < 0.1 < 0.5 < left["fine-tuning"], left
+    assert asr < left["MESA"], "with the class known, and random locations: 15 to 97%, by seed and number of threads"

@@ -1,0 +1,133 @@
+import copy
+
+import pytest
+import torch
+from test_trigger_search import IMAGES, LABELS, SMALL, WhitePixel
+
+from mesa_lib import staircase
+from mesa_lib.data.splits import Split
+from mesa_lib.defenses.base import DefenderView, RepairResult
+from mesa_lib.defenses.mesa import repair_rounds
+from mesa_lib.defenses.mesa.repair import MESARepair
+from mesa_lib.defenses.mesa.repair_rounds import RepairRounds, ResidualCheck
+from mesa_lib.settings import Settings
+
+TINY = Settings(betas=(0.9, 0.5), steps=4, triggers_per_step=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0)
+
+
+def view_with(closes_in: int = 0, stamped: list | None = None) -> DefenderView:
+    """A view of `WhitePixel` whose k-th retraining closes the backdoor if k is `closes_in`.
+
+    `stamped` collects what each retraining stamps on 600 black images.
+    """
+    view = DefenderView(RepairRounds().knowledge, WhitePixel(), Split(IMAGES, LABELS), 3, target=1, size=(3, 3))
+
+    def retrain(model, transform=None, k=0, label="repair"):
+        if stamped is not None:
+            stamped.append(transform(torch.zeros(600, 3, 3, 3), torch.Generator().manual_seed(0)))
+        if k == closes_in:
+            torch.nn.init.zeros_(model.scale)
+        return [{"epoch": 1, "round": k}]
+
+    view.retrain = retrain
+    return view
+
+
+def modeled_betas(monkeypatch) -> list:
+    """The settings' levels and hinge scale of every modeling from now on."""
+    calls, fit = [], staircase.fit
+
+    def counted(model, images, labels, target, settings, **options):
+        calls.append((settings.betas, settings.hinge_scale))
+        return fit(model, images, labels, target, settings, **options)
+
+    monkeypatch.setattr(staircase, "fit", counted)
+    return calls
+
+
+def test_the_model_is_clear_after_one_round_when_nothing_is_found(monkeypatch):
+    calls = modeled_betas(monkeypatch)
+    result = RepairRounds(TINY, search=SMALL).repair(view_with(closes_in=0))
+    assert calls == [((0.9, 0.5), "probability"), ((0.9,), "log")] and result.history == [{"epoch": 1, "round": 0}]
+    (record,) = result.about["rounds"]
+    assert len(record.pop("best")) == 27
+    assert record == {"searched": 0.0, "sampled": 0.0, "earlier": 0.0, "round": 1, "clear": True}
+    assert not result.model.scale.any()
+
+
+def test_a_repair_that_misses_is_seen_and_followed_by_another(monkeypatch):
+    """The first repair does nothing, the second one closes the backdoor; it stamps samples of both rounds."""
+    calls, stamped = modeled_betas(monkeypatch), []
+    result = RepairRounds(TINY, search=SMALL).repair(view_with(closes_in=1, stamped=stamped))
+    records = result.about["rounds"]
+    assert [record["clear"] for record in records] == [False, True] and records[0]["searched"] == 1
+    assert [record["round"] for record in records] == [1, 2] and [h["round"] for h in result.history] == [0, 1]
+    assert len(stamped) == 2 and calls == [((0.9, 0.5), "probability"), ((0.9,), "log"), ((0.9,), "log")]
+    assert not result.model.scale.any()
+
+
+def test_triggers_that_a_search_found_are_stamped_in_the_next_round(monkeypatch):
+    """Two generators, and the white patch that the search found: a third of the second round's triggers."""
+
+    class Searched:
+        """White works, gray does not: only white is stamped."""
+
+        def run(self, *arguments, **options):
+            return torch.tensor([1.0, 0.6])[:, None, None, None].expand(2, 3, 3, 3), torch.tensor([0.5, 0.05])
+
+    # `expand` takes a single trigger only: the one that works
+    monkeypatch.setattr(repair_rounds, "jitter", lambda triggers: lambda n, rng: triggers.expand(n, 3, 3, 3))
+    stamped = []
+    RepairRounds(TINY, rounds=2, search=Searched()).repair(view_with(closes_in=1, stamped=stamped))
+    shares = [float((images == 1).flatten(1).all(1).float().mean()) for images in stamped]
+    assert shares[0] == 0 and 0.25 < shares[1] < 0.42
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_it_ends_after_so_many_rounds_and_does_not_report_clear(monkeypatch, rounds):
+    calls = modeled_betas(monkeypatch)
+    method = RepairRounds(TINY.replace(steps=2), rounds=rounds, search=SMALL)
+    records = method.repair(view_with(closes_in=99)).about["rounds"]
+    assert len(records) == rounds and len(calls) == rounds + 1 and not any(record["clear"] for record in records)
+
+
+def test_a_known_first_distribution_is_not_modeled_again(monkeypatch):
+    first = MESARepair(TINY).model(view_with())
+    calls = modeled_betas(monkeypatch)
+    RepairRounds(TINY, search=SMALL, first=first).repair(view_with())
+    assert calls == [((0.9,), "log")], "the residual check alone"
+
+
+def test_a_known_first_repair_is_neither_repeated_nor_changed():
+    """The first round's model, still open, comes with its history; the second round repairs a copy of it."""
+    first, stamped = MESARepair(TINY).model(view_with()), []
+    known = RepairResult(WhitePixel(), [{"epoch": 1, "round": "first"}])
+    before = copy.deepcopy(known.model.state_dict())
+    method = RepairRounds(TINY, search=SMALL, first=first, first_repair=known)
+    result = method.repair(view_with(closes_in=1, stamped=stamped))
+    assert len(stamped) == 1 and [h["round"] for h in result.history] == ["first", 1]
+    assert known.history == [{"epoch": 1, "round": "first"}] and not result.model.scale.any()
+    assert all(torch.equal(value, before[name]) for name, value in known.model.state_dict().items())
+
+
+def test_the_first_round_is_the_repair_by_mesa():
+    """Trained for real: one round leaves exactly the weights and the history of `MESARepair`."""
+    from mesa_lib.models import networks
+
+    model = networks.build_network("smallcnn", 3, 4, (0.5,) * 3, (0.5,) * 3, 0).eval()
+    rng = torch.Generator().manual_seed(0)
+    clean = Split(torch.randint(0, 256, (30, 3, 16, 16), generator=rng, dtype=torch.uint8), LABELS)
+
+    def view():
+        return DefenderView(RepairRounds().knowledge, model, clean, 3, target=1, size=(3, 3))
+
+    plain = MESARepair(TINY).repair(view())
+    method = RepairRounds(TINY, rounds=1, search=SMALL)
+    rounds = method.repair(view())
+    assert rounds.history == plain.history
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, rounds.model.state_dict()[name]), name
+
+
+def test_the_highest_rate_of_a_residual_check_decides():
+    assert ResidualCheck(0.1, 0.2, 0.3).highest == 0.3 and ResidualCheck(0.4, 0.2, 0.3).highest == 0.4
