@@ -40,7 +40,7 @@ def start(arguments: argparse.Namespace, keep_memory: bool = True) -> None:
     """Set up this process as the arguments say; called once, at the start of a script.
 
     Args:
-        keep_memory: whether freed memory is kept for the next step (`device.keep_memory`), as the library's commands do.
+        keep_memory: whether freed memory is kept for the next step (`device.keep_memory`), as the commands do.
     """
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -28,12 +28,11 @@ from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import params, repairs
 from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.reporting.tables.readme import MISSED
 from mesa_lib.retrain import TriggerSource
 
 #: learning rates of the repair; the last is the default
 LEARNING_RATES = (0.003, 0.01, 0.02, 0.03)
-#: a first round has missed if the original trigger still has a higher ASR
-MISSED = 0.1
 
 
 @dataclass

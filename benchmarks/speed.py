@@ -70,7 +70,7 @@ def matrix_product_peak(dtype: torch.dtype, repeats: int) -> float:
 
 
 def peak_memory() -> float:
-    """Return the most memory this process has had, in GiB (`ru_maxrss` would count the process that started it, too)."""
+    """Return the most memory this process has had, in GiB (`ru_maxrss` also counts the process that started it)."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

@@ -1,18 +1,14 @@
 """Put the tables of results/*.json into benchmarks/README.md: `python benchmarks/tables.py`."""
 
-import sys
-from pathlib import Path
+from presets import RATES
+from speed import best_rates
 
 from mesa_lib.reporting.tables import readme
 from mesa_lib.store import paths
 
-sys.path.insert(0, str(Path(__file__).parent))
-import presets  # noqa: E402
-import speed as measuring  # noqa: E402
-
 #: measured beforehand on a machine with AMX, ResNet-18, batch 128: how many times faster than plain each rung is, and
 #: the ratio of its bf16 to its float32 matrix product (2,231 and 327 GFLOP/s). What this machine does was predicted
-#: from it: without bf16 the same, with bf16 less by as much as its own ratio of the two products is smaller
+#: from it: without bf16 as much, with bf16 less by as much as its ratio of the two products is smaller
 ELSEWHERE = {
     "channels-last, no weight gradients": 1.6,
     "+ bf16 autocast": 5.7,
@@ -23,107 +19,157 @@ ELSEWHERE = {
 ELSEWHERE_RATIO = 2231 / 327
 
 
+def percent(rate: float) -> str:
+    """Return a rate in [0, 1] as `99.8%`."""
+    return f"{100 * rate:.1f}%"
+
+
+def row(cells: list[str]) -> str:
+    """Return one line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def head(cells: list[str]) -> list[str]:
+    """Return the first two lines of a table."""
+    return [row(cells), "|---" * len(cells) + "|"]
+
+
+# --- speed -----------------------------------------------------------------------------------------------
+
+
 def speed(content: dict) -> str:
-    """The ladder, predicted and measured; then the figures of the whole way, ours and plain."""
-    parts, found = content["parts"], content["summary"]
-    rungs = {k: v for k, v in parts["ladder"].items() if k != "compilation" and not k.startswith("peak")}
+    """Return the ladder, predicted and measured; then the figures of the whole way, ours and plain."""
+    rates = best_rates(content["parts"])
+    gflops = {name: rates[name] / 1e9 for name in ("float32", "bfloat16")}
+    return "\n".join([*ladder(content, gflops), "", ladder_caption(content, gflops), "", *whole_way(content)])
+
+
+def ladder(content: dict, gflops: dict[str, float]) -> list[str]:
+    """Return one line a rung: how many times faster than plain, on the other machine too where it is known."""
+    rungs = {k: v for k, v in content["parts"]["ladder"].items() if k != "compilation" and not k.startswith("peak")}
     plain = next(iter(rungs.values()))
-    rates = measuring.best_rates(parts)
-    gflops = {k: rates[k] / 1e9 for k in ("float32", "bfloat16")}
     ratio = gflops["bfloat16"] / gflops["float32"] / ELSEWHERE_RATIO
-    known_elsewhere = content["about"]["params"]["network"] == "resnet18"
-    heads = ["with AMX", "predicted here"] if known_elsewhere else []
-    heads = ["one modeling step", *heads, "measured here: times faster", "milliseconds"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    predicted = content["about"]["params"]["network"] == "resnet18"
+    columns = ["with AMX", "predicted here"] if predicted else []
+    lines = head(["one modeling step", *columns, "measured here: times faster", "milliseconds"])
     for name, seconds in rungs.items():
-        known = ELSEWHERE.get(name)
-        ahead = known * min(1, ratio) if known and name != "channels-last, no weight gradients" else known
-        cells = [f"{value:.1f}" if value else "" for value in (known, ahead)] if known_elsewhere else []
-        lines.append(f"| {' | '.join([name, *cells, f'{plain / seconds:.1f}', f'{1000 * seconds:.0f}'])} |")
-    ours, steps = parts["ours"], parts["plain"]
-    made = content["made"]
+        factor = ELSEWHERE.get(name)
+        here = factor * min(1, ratio) if factor and name != "channels-last, no weight gradients" else factor
+        cells = [f"{value:.1f}" if value else "" for value in (factor, here)] if predicted else []
+        lines.append(row([name, *cells, f"{plain / seconds:.1f}", f"{1000 * seconds:.0f}"]))
+    return lines
+
+
+def ladder_caption(content: dict, gflops: dict[str, float]) -> str:
+    """Return what was measured on what, and how far it is from the largest rate of a matrix product."""
+    about, made, figures = content["about"], content["made"], content["summary"]
+    seconds = content["parts"]["ladder"].get("compilation")
+    return (
+        f"Medians of {about['repeats']}, batch {about['batch']}, {about['params']['network']}; {made['device_name']}, "
+        f"{made['threads']} threads, torch {made['torch']}; largest rate of a matrix product: {gflops['float32']:.0f} "
+        f"GFLOP/s float32, {gflops['bfloat16']:.0f} bf16. A modeling step reaches "
+        f"{100 * figures['fraction of the bf16 peak, one step']:.0f}% of the latter, modeling as a whole "
+        f"{100 * figures['fraction of the bf16 peak, modeling']:.0f}%."
+        + (f" Compilation took {seconds:.0f} s." if seconds else "")
+    )
+
+
+def whole_way(content: dict) -> list[str]:
+    """Return seconds, memory, ASR and accuracy from the checkpoint to the repaired model, plain and ours."""
+    parts, figures = content["parts"], content["summary"]
+    ours, plain = parts["ours"], parts["plain"]
+    images = f"{ours['images a second, modeling']:.0f} / {ours['images a second, training']:.0f}"
+    plain_seconds = f"{figures['plain, checkpoint to repaired model (step times x steps)']:,.0f} (step times × steps)"
+    factor = f"{figures['checkpoint to repaired model, plain / ours']:.0f}"
+    lines = head(["from the backdoored checkpoint to the repaired model", "plain", "ours", "times faster"])
     lines += [
-        "",
-        f"Medians of {content['about']['repeats']}, batch {content['about']['batch']}, "
-        f"{content['about']['params']['network']}; {made['device_name']}, {made['threads']} threads, torch "
-        f"{made['torch']}; largest rate of a matrix product: {gflops['float32']:.0f} GFLOP/s float32, "
-        f"{gflops['bfloat16']:.0f} bf16. "
-        f"A modeling step reaches {100 * found['fraction of the bf16 peak, one step']:.0f} % of the latter, "
-        f"modeling as a whole {100 * found['fraction of the bf16 peak, modeling']:.0f} %."
-        + (f" Compilation took {parts['ladder']['compilation']:.0f} s." if "compilation" in parts["ladder"] else ""),
-        "",
-        "| from the backdoored checkpoint to the repaired model | plain | ours | times faster |",
-        "|---|---|---|---|",
-        f"| seconds | {found['plain, checkpoint to repaired model (step times x steps)']:,.0f} (step times × steps) "
-        f"| {ours['checkpoint to repaired model']:.0f} | {found['checkpoint to repaired model, plain / ours']:.0f} |",
-        f"| modeling, three levels, seconds | | {ours['three levels']:.0f} | |",
-        f"| repair, seconds | | {ours['repair']:.0f} | |",
-        f"| seconds a step, modeling / repair | {steps['modeling']:.2f} / {steps['repair']:.2f} | | |",
-        f"| images a second, modeling / training | | {ours['images a second, modeling']:.0f} / "
-        f"{ours['images a second, training']:.0f} | |",
-        f"| peak memory, GiB | {steps['peak memory, GiB']:.1f} | {ours['peak memory, GiB']:.1f} | |",
+        row(["seconds", plain_seconds, f"{ours['checkpoint to repaired model']:.0f}", factor]),
+        row(["modeling, three levels, seconds", "", f"{ours['three levels']:.0f}", ""]),
+        row(["repair, seconds", "", f"{ours['repair']:.0f}", ""]),
+        row(["seconds a step, modeling / repair", f"{plain['modeling']:.2f} / {plain['repair']:.2f}", "", ""]),
+        row(["images a second, modeling / training", "", images, ""]),
+        row(["peak memory, GiB", *(f"{part['peak memory, GiB']:.1f}" for part in (plain, ours)), ""]),
     ]
-    reached = {"plain": parts.get("plain quality", {}).get("repaired"), "ours": ours["repaired"]}
-    for name, what in (("ASR", "asr"), ("clean accuracy", "clean accuracy")):
-        cells = [f"{100 * row[what]:.1f} %" if row else "" for row in reached.values()]
-        lines.append(f"| {name} afterward (before: {100 * ours['attacked'][what]:.1f} %) | {' | '.join(cells)} | |")
+    after = [parts.get("plain quality", {}).get("repaired"), ours["repaired"]]
+    for name, measure in (("ASR", "asr"), ("clean accuracy", "clean accuracy")):
+        cells = [percent(rates[measure]) if rates else "" for rates in after]
+        lines.append(row([f"{name} afterward (before: {percent(ours['attacked'][measure])})", *cells, ""]))
+    return lines
+
+
+# --- presets, repair rounds, defaults --------------------------------------------------------------------
+
+
+def presets(content: dict) -> str:
+    """Return one line a variant: its samples, the ASR after the repair at both rates, seconds."""
+    after = "ASR after repair, 1% triggered"
+    lines = head(["variant", "sample ASR", "information", "distance", after, "10% (ours)", "seconds"])
+    for name, v in content["variants"].items():
+        asr = [percent(v[f"MESA, {rate} rate"]["asr"]["rate"]) for rate in RATES]
+        numbers = [percent(v["samples"]), f"{v['information']:.2f}", f"{v['distance']:.3f}"]
+        lines.append(row([name, *numbers, *asr, f"{v['seconds']:.0f}"]))
+    first = next(iter(content["variants"].values()))
+    asr = [percent(first[f"ideal, {rate} rate"]["asr"]["rate"]) for rate in RATES]
+    p, made = content["params"], content["made"]
+    start = "from scratch" if p["start"] == "scratch" else "fine-tuned"
+    lines += [
+        f"| the attacker's own trigger | | | | {' | '.join(asr)} | |",
+        "",
+        f"`{p['trigger']}`, {start}, target {p['target']}, seed {p['seed']}, one run each; {made['device_name']}, "
+        f"{made['threads']} threads, torch {made['torch']}.",
+    ]
     return "\n".join(lines)
 
 
-def coverage(content: dict) -> str:
-    """One line a series: the attacker's trigger after every round, and what the look found."""
-    lines = [
-        "| trigger | start | learning rate | floor | attacker's trigger after each round | the look's largest |",
-        "|---|---|---|---|---|---|",
-    ]
+def repair_rounds(content: dict) -> str:
+    """Return one line a series: the attacker's trigger after every round, and the residual checks."""
+    columns = ["trigger", "start", "learning rate", "clean-model ASR"]
+    lines = head([*columns, "attacker's trigger after each round", "highest rate of the residual check"])
     for run in content["runs"]:
         asr = " → ".join(f"{100 * r['asr']:.1f}" for r in run["rounds"])
-        look = " → ".join(f"{100 * max(r[k] for k in ('searched', 'sampled', 'earlier')):.1f}" for r in run["rounds"])
-        lines.append(
-            f"| `{run['trigger']}`, target {run['target']} | {run['start']} | {run['repair_lr']} "
-            f"| {100 * run['floor']['asr']:.1f} % | {asr} % | {look} % |"
-        )
-    lines += [
-        "",
-        "| after a first round that missed | with pairs | without | its distance | attacker's: own / other images |",
-    ]
-    lines += ["|---|---|---|---|---|"]
+        highest = [max(r[key] for key in ("searched", "sampled", "earlier")) for r in run["rounds"]]
+        check = " → ".join(f"{100 * rate:.1f}" for rate in highest)
+        trigger = f"`{run['trigger']}`, target {run['target']}"
+        clean = percent(run["clean model"]["asr"])
+        lines.append(row([trigger, run["start"], str(run["repair_lr"]), clean, f"{asr}%", f"{check}%"]))
+    columns = ["after a first round that missed", "with pairs", "without", "its distance"]
+    lines += ["", *head([*columns, "attacker's: defender's / other images"])]
     for run in content["runs"]:
-        if found := run.get("beside"):
-            rates = [found[k] for k in ("best, modeling", "unpaired, modeling")]
-            both = [found[f"attacker's, {k}"] for k in ("modeling", "evaluation")]
-            lines.append(
-                f"| `{run['trigger']}`, {run['repair_lr']} | {' | '.join(f'{100 * r:.1f} %' for r in rates)} "
-                f"| {found['distance']:.2f} | {' / '.join(f'{100 * r:.1f} %' for r in both)} |"
-            )
+        if beside := run.get("beside"):
+            searched = [percent(beside[key]) for key in ("best, modeling", "unpaired, modeling")]
+            both = " / ".join(percent(beside[f"attacker's, {part}"]) for part in ("modeling", "evaluation"))
+            lines.append(row([f"`{run['trigger']}`, {run['repair_lr']}", *searched, f"{beside['distance']:.2f}", both]))
     searched = ", ".join(
-        f"{100 * x['searched']:.1f} % (target {x['target']}, model of seed {x['clean_seed']})"
-        for x in content["never attacked"]
+        f"{percent(x['searched'])} (target {x['target']}, model of seed {x['clean_seed']})"
+        for x in content["clean models"]
     )
     return "\n".join(lines) + f"\n\nWhat a search finds on clean models: {searched}."
 
 
 def sweep(content: dict) -> str:
-    """One line a setting of the repair: ASR and clean accuracy on the defender's own held-out images."""
-    models = list(dict.fromkeys((r["trigger"], r["start"]) for r in content["runs"]))
-    heads = [f"`{trigger}`, {'from scratch' if start == 'scratch' else 'fine-tuned'}" for trigger, start in models]
-    lines = [f"| ASR / clean accuracy | {' | '.join(heads)} |", "|---" * (len(models) + 1) + "|"]
+    """Return one line a setting of the repair: ASR and clean accuracy on the defender's held-out images."""
+    models = list(dict.fromkeys((run["trigger"], run["start"]) for run in content["runs"]))
+    starts = {"scratch": "from scratch", "clean": "fine-tuned"}
+    lines = head(["ASR / clean accuracy", *(f"`{trigger}`, {starts[start]}" for trigger, start in models)])
     table: dict[str, dict] = {}
-    for r in content["runs"]:
-        name = r["repair"]
-        if "repair_rate" in r:
-            stamped = f", {100 * r['repair_rate']:.0f} % triggered" if r["repair"] == "MESA" else ""
-            name += f"{stamped}, rate {r['repair_lr']}, {r['repair_epochs']} epochs"
-        table.setdefault(name, {})[r["trigger"], r["start"]] = (
-            f"{100 * r['asr']:.1f} / {100 * r['clean_accuracy']:.1f} %"
-        )
-    return "\n".join(lines + [f"| {name} | {' | '.join(row[m] for m in models)} |" for name, row in table.items()])
+    for run in content["runs"]:
+        name = run["repair"]
+        if "repair_rate" in run:
+            stamped = f", {100 * run['repair_rate']:.0f}% triggered" if name == "MESA" else ""
+            name += f"{stamped}, rate {run['repair_lr']}, {run['repair_epochs']} epochs"
+        rates = f"{100 * run['asr']:.1f} / {percent(run['clean_accuracy'])}"
+        table.setdefault(name, {})[run["trigger"], run["start"]] = rates
+    return "\n".join(lines + [row([name, *(cells[model] for model in models)]) for name, cells in table.items()])
 
 
 TABLES = {
-    "speed": speed, "speed-resnet18": speed, "presets": presets.markdown, "presets-scratch": presets.markdown,
-    "coverage": coverage, "sweep": sweep,
-}  # fmt: skip
+    "speed": speed,
+    "speed-resnet18": speed,
+    "presets": presets,
+    "presets-scratch": presets,
+    "repair-rounds": repair_rounds,
+    "sweep": sweep,
+}
 
 if __name__ == "__main__":
     readme.into_readme(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))

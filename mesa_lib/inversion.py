@@ -12,18 +12,9 @@ from mesa_lib.triggers import random_locations, stamp
 
 
 def invert_trigger(
-    model: nn.Module,
-    images: Tensor,
-    target: int,
-    *,
-    seed: int,
-    size: tuple[int, int] = (3, 3),
-    steps: int = 55,
-    batch: int = 100,
-    lr: float = 0.1,
-    clip_every: int = 11,
-    precision: str = "auto",
-) -> Tensor:
+    model: nn.Module, images: Tensor, target: int, *, seed: int, size: tuple[int, int] = (3, 3), steps: int = 55,
+    batch: int = 100, lr: float = 0.1, clip_every: int = 11, precision: str = "auto",
+) -> Tensor:  # fmt: skip
     """Return one trigger (3, h, w) in [0, 1] that makes `model` predict `target`.
 
     The procedure is that of the authors' code: uniform start, cross-entropy to the target over a batch stamped at one

@@ -76,16 +76,9 @@ class MovingAverage:
 
 
 def estimate(
-    x: Tensor,
-    z: Tensor,
-    *,
-    steps: int = 1500,
-    batch_size: int = 512,
-    hidden: int = 64,
-    lr: float = 1e-3,
-    ema_rate: float = 0.05,
-    seed: int = 0,
-) -> tuple[float, list[float]]:
+    x: Tensor, z: Tensor, *, steps: int = 1500, batch_size: int = 512, hidden: int = 64, lr: float = 1e-3,
+    ema_rate: float = 0.05, seed: int = 0,
+) -> tuple[float, list[float]]:  # fmt: skip
     """Return the mutual information of paired samples x (N, ...) and z (N, d) in nats, and the bound at each step.
 
     T is trained on one half of the samples and the bound is evaluated on the other half, so memorizing samples does not

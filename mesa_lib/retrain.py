@@ -91,16 +91,9 @@ def on_fraction(transform: ImageTransform, rate: float) -> BatchTransform:
 
 
 def retrain(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    transform: ImageTransform | None,
-    settings: RepairSettings,
-    *,
-    seed: int,
-    precision: str = "auto",
-    label: str = "repair",
-) -> list[dict]:
+    model: nn.Module, images: Tensor, labels: Tensor, transform: ImageTransform | None, settings: RepairSettings, *,
+    seed: int, precision: str = "auto", label: str = "repair",
+) -> list[dict]:  # fmt: skip
     """Retrain `model` in place on images of which a fraction is transformed (see `repair`); return the history."""
     s = settings
     return training.train(
@@ -111,16 +104,9 @@ def retrain(
 
 
 def repair(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    transform: ImageTransform | None,
-    settings: RepairSettings | None = None,
-    *,
-    seed: int = 0,
-    precision: str = "auto",
-    label: str = "repair",
-) -> tuple[nn.Module, list[dict]]:
+    model: nn.Module, images: Tensor, labels: Tensor, transform: ImageTransform | None,
+    settings: RepairSettings | None = None, *, seed: int = 0, precision: str = "auto", label: str = "repair",
+) -> tuple[nn.Module, list[dict]]:  # fmt: skip
     """Return a copy of `model` retrained on images of which a fraction is transformed, and the training history.
 
     Args:

@@ -37,7 +37,7 @@ Augmentation = Literal["none", "crop", "crop-flip", "smallcrop-flip"]
 
 
 class Checked(BaseModel):
-    """Immutable values, checked when they are set; unknown names are refused."""
+    """Immutable values, checked when they are set; `pydantic.ValidationError`, a ValueError, names those refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

@@ -1,8 +1,8 @@
 """MESA, the max-entropy staircase approximator (Qiao, Yang, Li, NeurIPS 2019): Algorithms 1 and 2.
 
 The unknown density of valid triggers is cut at success levels beta_1..beta_N. For each level, a generator is trained to
-spread as widely as it can over the triggers that reach the level; the mixture of the N generators is the model. The
-file reads from top to bottom: the hinge loss, one level (Algorithm 2), the staircase (Algorithm 1).
+spread as widely as it can over the triggers that reach the level; the mixture of the N generators is the model. Read
+from top to bottom: the hinge loss, one level (Algorithm 2), the staircase (Algorithm 1).
 """
 
 import math
@@ -99,8 +99,8 @@ class Learner:
                 f"modeling beta {self.beta}: F, information, loss = {values} at step {step}; "
                 f"expected finite values: try a smaller learning rate than {self.settings.modeling_lr}"
             )
-        record = dict(zip(("F", "information", "loss"), values, strict=True))
-        self.history.append({"step": step} | record | diversity(self.x))
+        record = {"step": step, "F": values[0], "information": values[1], "loss": values[2]}
+        self.history.append(record | diversity(self.x))
 
     @torch.no_grad()
     def check(self, held_out: TestingFunction) -> None:
@@ -121,22 +121,15 @@ class Learner:
 
 
 def fit_levels(
-    F: TestingFunction,
-    shape: Sequence[int],
-    betas: Sequence[float],
-    settings: Settings,
-    *,
-    seeds: Sequence[int],
-    device: torch.device | str = "cpu",
-    held_out: TestingFunction | None = None,
-) -> list[Level]:
+    F: TestingFunction, shape: Sequence[int], betas: Sequence[float], settings: Settings, *, seeds: Sequence[int],
+    device: torch.device | str = "cpu", held_out: TestingFunction | None = None,
+) -> list[Level]:  # fmt: skip
     """Run Algorithm 2 for all `betas` at once: each step tests the triggers of all levels in one pass through F.
 
     Args:
         F: any differentiable function of points (n, *shape) in (0, 1).
         shape: shape of one point.
-        betas: a level each; levels may repeat (several target classes).
-        seeds: one for each level.
+        betas, seeds: one of each per level; betas may repeat (several target classes).
         held_out: the same F on other images, for the early stop by `settings.patience`.
     """
     s = settings
@@ -170,23 +163,14 @@ def fit_staircase(
 
 
 def fit(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    target: int,
-    settings: Settings | None = None,
-    *,
-    size: tuple[int, int] = (3, 3),
-    seed: int = 0,
-    precision: str = "auto",
-    location: Tensor | None = None,
-) -> TriggerDistribution:
+    model: nn.Module, images: Tensor, labels: Tensor, target: int, settings: Settings | None = None, *,
+    size: tuple[int, int] = (3, 3), seed: int = 0, precision: str = "auto", location: Tensor | None = None,
+) -> TriggerDistribution:  # fmt: skip
     """Model the triggers that make `model` predict `target`, from clean images and the model alone.
 
     Args:
         model: images (B, 3, H, W) in [0, 1] -> logits; left unchanged.
-        images: uint8 (N, 3, H, W), the defender's; those of the target class are left out of F.
-        labels: (N,).
+        images, labels: uint8 (N, 3, H, W) and (N,), the defender's; images of the target class are left out of F.
         settings: None, the defaults.
         size: height and width of the trigger, known to the defender, as in the paper.
         location: (row, column) at which triggers are stamped; None: random locations.
@@ -195,11 +179,9 @@ def fit(
     others = other_classes(labels, target)
     images, labels = images[others.to(images.device)].to(device), labels[others].to(device)
     options = {"size": size, "precision": precision, "locations": None if location is None else location.reshape(1, 2)}
-    F = partial(success_function, frozen(model, precision), targets=[target], settings=settings, **options)
-    held_out = None
+    F_on = partial(success_function, frozen(model, precision), targets=[target], settings=settings, **options)
+    F, held_out = F_on(images=images, labels=labels), None
     if settings.patience:
         unseen = torch.arange(len(images), device=device) % 10 == 0
-        held_out = F(images=images[unseen], labels=labels[unseen])
-        images, labels = images[~unseen], labels[~unseen]
-    test = F(images=images, labels=labels)
-    return fit_staircase(test, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out)
+        F, held_out = (F_on(images=images[part], labels=labels[part]) for part in (~unseen, unseen))
+    return fit_staircase(F, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out)

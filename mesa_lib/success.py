@@ -23,16 +23,9 @@ def other_classes(labels: Tensor, target: int) -> Tensor:
 
 
 def success_function(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Sequence[int],
-    settings: Settings,
-    *,
-    size: tuple[int, int],
-    precision: str = "auto",
-    locations: Tensor | None = None,
-) -> TestingFunction:
+    model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int], settings: Settings, *,
+    size: tuple[int, int], precision: str = "auto", locations: Tensor | None = None,
+) -> TestingFunction:  # fmt: skip
     """Return F of a classifier: stamp each trigger on images, read the softmax output of its target class.
 
     With several targets, F judges n triggers in one pass: the first n / len(targets) by the first target, and so on.
@@ -73,17 +66,9 @@ def success_function(
 
 
 def asr_of_triggers(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    triggers: Tensor,
-    target: int,
-    *,
-    images_per_trigger: int = 16,
-    seed: int = 0,
-    precision: str = "float32",
-    location: Tensor | None = None,
-) -> Tensor:
+    model: nn.Module, images: Tensor, labels: Tensor, triggers: Tensor, target: int, *, images_per_trigger: int = 16,
+    seed: int = 0, precision: str = "float32", location: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Return the attack success rate of each of n triggers (n, 3, h, w), each on its own draw of images -> (n,).
 
     Args:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mesa_lib import device as devices
+from mesa_lib.models.inference import to_float
 from mesa_lib.progress import progress_bar
 
 #: how far images are shifted, as a fraction of their size, and whether half of them are mirrored
@@ -81,25 +82,11 @@ class Optimizer:
 
 
 def train(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    precision: str = "auto",
-    schedule: str = "constant",
-    weight_decay: float = 0.0,
-    label_smoothing: float = 0.0,
-    bias_rate: float = 1.0,
-    augment: str = "none",
-    transform: BatchTransform | None = None,
-    compile: bool = False,
-    label: str = "training",
-) -> list[dict]:
+    model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int, seed: int,
+    device: torch.device, precision: str = "auto", schedule: str = "constant", weight_decay: float = 0.0,
+    label_smoothing: float = 0.0, bias_rate: float = 1.0, augment: str = "none",
+    transform: BatchTransform | None = None, compile: bool = False, label: str = "training",
+) -> list[dict]:  # fmt: skip
     """Train `model` in place by SGD on cross-entropy.
 
     Every image is used once an epoch, in batches whose sizes differ by at most one. The same seed, device and number of
@@ -128,26 +115,34 @@ def train(
         loss_sum = hits = torch.zeros((), device=device)
         for index in torch.tensor_split(torch.randperm(len(images), generator=rng, device=device), batches):
             next(steps)
-            x, y = augmented(images[index].float() / 255, augment, rng), labels[index]
-            if transform is not None:
-                x, y = transform(x, y, rng)
+            x, y = augmented(to_float(images[index]), augment, rng), labels[index]
+            x, y = (x, y) if transform is None else transform(x, y, rng)
             with devices.autocast(device, precision):
                 logits = network(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
             optimizer.step(loss)
             loss_sum = loss_sum + loss.detach() * len(x)
             hits = hits + (logits.detach().argmax(1) == y).sum()
-        mean = float(loss_sum) / len(images)
-        _check_finite(math.isfinite(mean), f"{label}: loss = {mean} in epoch {epoch}/{epochs}: expected a number", lr)
-        history.append({"epoch": epoch, "loss": mean, "accuracy": float(hits) / len(images)})
+        history.append({"epoch": epoch, "loss": float(loss_sum) / len(images), "accuracy": float(hits) / len(images)})
+        _check_loss(history, epochs, label, lr)
     next(steps, None)
-    model.eval()
-    for name, tensor in model.state_dict().items():
-        finite = bool(torch.isfinite(tensor).all())
-        _check_finite(finite, f"{label}: {name} has NaN or infinite values: expected finite weights", lr)
+    _check_weights(model.eval(), label, lr)
     return history
 
 
-def _check_finite(finite: bool, message: str, lr: float) -> None:
-    if not finite:
-        raise FloatingPointError(f"{message}; try a smaller learning rate than {lr}")
+def _check_loss(history: list[dict], epochs: int, label: str, lr: float) -> None:
+    epoch, loss = history[-1]["epoch"], history[-1]["loss"]
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{label}: loss = {loss} in epoch {epoch}/{epochs}: expected a number; "
+            f"try a smaller learning rate than {lr}"
+        )
+
+
+def _check_weights(model: nn.Module, label: str, lr: float) -> None:
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"{label}: {name} has NaN or infinite values: expected finite weights; "
+                f"try a smaller learning rate than {lr}"
+            )

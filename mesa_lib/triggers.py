@@ -109,6 +109,7 @@ def check_fits(trigger_size: tuple[int, int], image_size: tuple[int, int]) -> No
 
 def random_locations(n: int, image_size: tuple[int, int], size: tuple[int, int], rng: torch.Generator) -> Tensor:
     """Return n locations (n, 2), row and column of the upper left corner, uniform over all that fit."""
+    check_fits(size, image_size)
     rows = torch.randint(image_size[0] - size[0] + 1, (n,), generator=rng, device=rng.device)
     columns = torch.randint(image_size[1] - size[1] + 1, (n,), generator=rng, device=rng.device)
     return torch.stack([rows, columns], 1)
@@ -143,5 +144,4 @@ def stamp(images: Tensor, trigger: Tensor, locations: Tensor) -> Tensor:
 
 def stamp_random(images: Tensor, trigger: Tensor, rng: torch.Generator) -> Tensor:
     """Return copies of the images, each stamped (see `stamp`) at a random location of its own."""
-    check_fits(trigger.shape[-2:], images.shape[-2:])
     return stamp(images, trigger, random_locations(len(images), images.shape[-2:], trigger.shape[-2:], rng))

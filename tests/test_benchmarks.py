@@ -1,18 +1,23 @@
-"""The benchmarks' own arithmetic, and that the plain procedure does what it is compared as."""
+"""The benchmark scripts: their arithmetic, what they share, and that the plain procedure is what it is compared as."""
 
 import importlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
 from mesa_lib import data
+from mesa_lib.experiments import params, results
+from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.reporting.tables import readme
+from mesa_lib.settings import PRESETS
 from mesa_lib.store import paths
 
 ROOT = paths.root()
+SCRIPTS = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py") if file.stem not in ("common", "plain"))
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +25,7 @@ def on_path(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def net():
+def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, 3))
 
@@ -29,12 +34,12 @@ SPLIT = data.Split(torch.randint(256, (160, 3, 8, 8), dtype=torch.uint8), torch.
 
 
 def test_the_multiplications_of_a_small_network():
-    assert importlib.import_module("speed").multiplications(net(), 8) == 8 * 8 * 4 * 27 + 256 * 3
+    assert importlib.import_module("speed").multiplications(network(), 8) == 8 * 8 * 4 * 27 + 256 * 3
 
 
 def test_a_plain_modeling_step_moves_generator_and_critic_and_not_the_classifier():
     plain = importlib.import_module("plain")
-    model = net()
+    model = network()
     modeling = plain.Modeling(model, 0, 0.9)
 
     def state(module):
@@ -77,21 +82,21 @@ def test_the_speed_table_has_the_ratios_and_predicts_bf16_by_the_ratio_of_the_pe
     table = tables.speed(made_up("resnet18", slower))
     assert "| + bf16 autocast | 5.7 | 3.0 | 4.0 | 500 |" in table
     assert f"| {speed.LEFT_OUT} |  |  | 5.0 | 400 |" in table and "Compilation took 30 s" in table
-    assert "peak memory, GiB | 2.0 | 1.5" in table and "compilation |" not in table
+    assert "| peak memory, GiB | 2.0 | 1.5 |  |" in table and "compilation |" not in table
     assert "| + bf16 autocast | 4.0 | 500 |" in tables.speed(made_up("fastcnn", slower))
-    found = made_up("resnet18", slower)["summary"]
-    assert found["one step, plain / ours"] == pytest.approx(5)
-    assert found["fraction of the bf16 peak, one step"] == pytest.approx(4e8 * 128 / 0.5 / slower)
+    figures = made_up("resnet18", slower)["summary"]
+    assert figures["one step, plain / ours"] == pytest.approx(5)
+    assert figures["fraction of the bf16 peak, one step"] == pytest.approx(4e8 * 128 / 0.5 / slower)
 
 
 def test_every_table_of_the_benchmarks_page_is_that_of_its_result_file():
     tables = importlib.import_module("tables")
-    readme = (ROOT / "benchmarks" / "README.md").read_text()
-    shown = re.findall(r"<!-- table (\S+) -->", readme)
-    made = {name for name in tables.TABLES if (ROOT / "results" / f"{name}.json").exists()}
-    assert set(shown) == made
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    shown = re.findall(r"<!-- table (\S+) -->", page)
+    measured = {name for name in tables.TABLES if (ROOT / "results" / f"{name}.json").exists()}
+    assert set(shown) == measured and len(shown) >= 6
     for name in shown:
-        assert tables.TABLES[name](json.loads((ROOT / "results" / f"{name}.json").read_text())) in readme, name
+        assert tables.TABLES[name](results.load_content(name)) in page, name
 
 
 def test_a_page_is_filled_between_its_markers_only(tmp_path):
@@ -100,3 +105,141 @@ def test_a_page_is_filled_between_its_markers_only(tmp_path):
     readme.into_readme(page, lambda name, content: f"{name} has {len(content['runs'])} runs")
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and re.fullmatch(r"sweep has \d+ runs", lines[2])
+
+
+def test_the_page_names_every_script():
+    page = (ROOT / "benchmarks" / "README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)\.py` \|", page, re.M)) == set(SCRIPTS)
+
+
+# --- what the scripts share ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"tables"}))
+def test_every_script_says_what_it_measures_and_where_to(name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(name).main()
+    assert "--out" in capsys.readouterr().out
+
+
+@pytest.fixture
+def common():
+    return importlib.import_module("common")
+
+
+def test_results_are_kept_run_by_run_and_continued(common, tmp_path):
+    file = tmp_path / "results.json"
+    first = common.Results(file, {"sweep": "a", "pair": (1, 2)}, "cpu")
+    first.keep_run({"seed": 1, "asr": 0.5}, ["seed"])
+    first.keep_run({"seed": 0, "asr": 0.25}, ["seed"], order=lambda run: run["seed"])
+    again = common.Results(file, {"sweep": "a", "pair": (1, 2)}, "cpu")
+    assert again.find_run(seed=1) == {"seed": 1, "asr": 0.5} and again.find_run(seed=2) is None
+    again.keep_run({"seed": 1, "asr": 0.75}, ["seed"])
+    assert again.content()["runs"] == [{"seed": 0, "asr": 0.25}, {"seed": 1, "asr": 0.75}]
+    again.keep("parts", "one", {"seconds": 2})
+    assert again.entries("parts") == {"one": {"seconds": 2}} and len(again.content()["runs"]) == 2
+    assert again.content()["made"]["torch"] == torch.__version__
+    lines = file.read_text().splitlines()
+    assert '{"seed": 0, "asr": 0.25},' in lines, "a run a line"
+
+
+def test_a_file_about_something_else_is_not_continued(common, tmp_path):
+    file = tmp_path / "results.json"
+    common.Results(file, {"sweep": "a"}, "cpu").keep_run({"seed": 1}, ["seed"])
+    other = common.Results(file, {"sweep": "b"}, "cpu")
+    assert other.find_run(seed=1) is None and "runs" not in other.content()
+
+
+def test_processes_that_share_a_file_lose_no_run(common, tmp_path):
+    file = tmp_path / "results.json"
+
+    def add(number: int) -> None:
+        common.Results(file, {"sweep": "a"}, "cpu").keep_run({"seed": number}, ["seed"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(12)))
+    assert sorted(run["seed"] for run in json.loads(file.read_text())["runs"]) == list(range(12))
+
+
+def test_parts_cover_a_list_once(common):
+    parts = [common.in_part("abcdefg", f"{i}/3") for i in range(3)]
+    assert parts == [["a", "d", "g"], ["b", "e"], ["c", "f"]] and common.in_part("ab", "0/1") == ["a", "b"]
+    for bad in ("3/3", "1", "a/b", "-1/2"):
+        with pytest.raises(ValueError, match="part = "):
+            common.in_part("abc", bad)
+
+
+# --- the scripts on a model that is trained in a moment --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    values = {"image_size": 16, "width": 4, "clean_epochs": 2, "attack_epochs": 2, "batch_size": 64, "steps": 3}
+    values |= {"triggers_per_step": 4, "hidden": 8, "repair_epochs": 1, "rounds": 1, "inversion_repeats": 1}
+    return values | {"search_candidates": 32, "search_generations": 1, "betas": "0.9", "device": "cpu"}
+
+
+def test_every_switch_changes_the_official_preset(tiny):
+    presets = importlib.import_module("presets")
+    settings = {name: params.check(changes).modeling_settings() for name, changes in presets.variants().items()}
+    assert settings["official"] == PRESETS["official"] and settings["paper"] == PRESETS["paper"]
+    switched = [name for name in settings if " + " in name]
+    assert len(switched) == 12 and all(settings[name] != settings["official"] for name in switched)
+    assert presets.variants()["ours"] == {}
+
+
+def test_a_variant_is_measured_at_both_rates(tiny):
+    presets = importlib.import_module("presets")
+    variant = presets.measure(tiny, {"noise": "uniform"})
+    assert {f"{name}, {rate} rate" for name in ("MESA", "ideal") for rate in ("published", "ours")} < set(variant)
+    assert 0 <= variant["samples"] <= 1 and variant["steps"] == 3 and variant["information"] > -1
+
+
+def test_every_round_has_the_check_beside_the_truth(tiny):
+    script = importlib.import_module("repair_rounds")
+    pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))
+    run = json.loads(json.dumps(script.series(pipeline)))
+    assert len(run["rounds"]) == 2 and {"attacked", "clean model"} < set(run)
+    for record in run["rounds"]:
+        assert {"searched", "sampled", "earlier", "clear", "asr", "clean_accuracy", "distance"} < set(record)
+    first = pipeline.measured(pipeline.repaired("MESA"))
+    assert run["rounds"][0]["asr"] == pytest.approx(first["asr"]["rate"], abs=0.02)
+    beside = script.after_a_miss(pipeline, run["rounds"][0]["best"])
+    assert {f"{name}, {part}" for name in ("unpaired", "best", "attacker's") for part in ("modeling", "evaluation")} < (
+        set(beside)
+    )
+    assert 0 <= script.on_clean_model(pipeline) <= 1
+
+
+def test_the_location_search_stands_beside_a_random_location_and_forward_passes(tiny):
+    script = importlib.import_module("location_search")
+    view = Pipeline(params.check(tiny)).defender_view(script.MESA(script.RandomLocationScreening()).knowledge)
+    spec = script.PatchSpec((3, 3), True)
+    drawn, again = (script.RandomLocationScreening().locations(view, spec) for _ in range(2))
+    assert drawn.shape == (10, 2) and bool((drawn == again).all()) and bool((drawn <= 13).all())
+    assert len(drawn.unique(dim=0)) > 1
+    assert set(script.VARIANTS) == {"drawn", "forward", "learned"}
+
+
+def test_the_planted_location_is_where_a_gray_image_changes(tiny):
+    script = importlib.import_module("location_search")
+    pipeline = Pipeline(params.check(tiny | {"attack": "corner"}))
+    victim = script.DefenseEvaluation(pipeline)
+    assert script.planted_location(victim) == [13, 13]
+
+
+def test_triggers_are_tried_on_the_models_of_others(tiny):
+    script = importlib.import_module("cross_trigger_asr")
+    pipeline = Pipeline(params.check(tiny))
+    triggers = {kind: results.pack_triggers(torch.rand(2, 3, 3, 3)) for kind in script.IMAGES}
+    rates = script.rates(pipeline.clean().model, pipeline, {"triggers": triggers | {"shape": [3, 3, 3]}})
+    assert set(rates) == {"samples", "original", "inverted"} and all(0 <= rate <= 1 for rate in rates.values())
+
+
+def test_defaults_are_judged_on_images_that_no_repair_sees(tiny):
+    script = importlib.import_module("sweep")
+    split = data.Split(torch.arange(60, dtype=torch.uint8).reshape(60, 1, 1, 1), torch.arange(60))
+    work, judge = script.split_modeling(split, judged=20)
+    assert len(work) == 40 and len(judge) == 20
+    assert sorted([*work.labels.tolist(), *judge.labels.tolist()]) == list(range(60))

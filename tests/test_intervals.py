@@ -41,3 +41,20 @@ def test_a_proportion_of_no_images_is_unknown():
 )
 def test_mean_and_sample_deviation(values, expected):
     assert intervals.mean_std(values) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"), [(0, 10, 0, 0.3085), (9, 10, 0.5550, 0.9975), (10, 10, 0.6915, 1)]
+)
+def test_the_exact_interval_against_known_values(hits, n, low, high):
+    assert intervals.clopper_pearson(hits, n) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_bootstrap_interval_covers_the_mean_and_narrows_with_more_values():
+    values = [0.1, 0.2, 0.3, 0.4, 0.9]
+    low, high = intervals.bootstrap_interval(values)
+    assert min(values) < low < sum(values) / 5 < high < max(values)
+    assert intervals.bootstrap_interval(values) == (low, high), "seeded"
+    narrow = intervals.bootstrap_interval(values * 20)
+    assert narrow[1] - narrow[0] < (high - low) / 3
+    assert all(map(math.isnan, intervals.bootstrap_interval([0.1, 0.2])))

@@ -12,7 +12,7 @@ from mesa_lib.defenses.mesa.screening import SQUARES, LocationScreening, PatchSp
 from mesa_lib.device import rng
 from mesa_lib.settings import Settings
 
-QUICK = Settings(betas=(0.9,), steps=40, triggers_per_step=16)
+QUICK = Settings(betas=(0.9,), steps=40, triggers_per_step=16, hidden=64, modeling_lr=0.003)
 #: 6x6 covers the whole image, so its one location holds the pixel
 COVERING = MESA(Screening(QUICK, sizes=((6, 6), (2, 2))), QUICK)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mesa_lib import success, triggers
+from mesa_lib import triggers
 from mesa_lib.attacks import badnets
 from mesa_lib.data import Split
 from mesa_lib.evaluation import benchmark, intervals, metrics
@@ -140,7 +140,7 @@ def test_the_table_is_in_percent():
     assert line["ASR"] == 33.3 and line["true-label accuracy"] == 66.7 and line["ASR low"] < 33.3 < line["ASR high"]
 
 
-# --- locations, samples ----------------------------------------------------------------------------------
+# --- locations -------------------------------------------------------------------------------------------
 
 
 def test_the_location_map_shows_where_the_backdoor_fires():
@@ -150,20 +150,6 @@ def test_the_location_map_shows_where_the_backdoor_fires():
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[:, [1, 4]] = True
     assert torch.equal(fires.reshape(6, 6), expected)
-
-
-def test_each_sample_has_a_success_rate_of_its_own():
-    split = evaluation(60)
-    samples = torch.stack([WHITE, 0.98 * WHITE, WHITE] * 20)
-    rates = success.asr_of_triggers(Backdoored(), split.images, split.labels, samples, TARGET, images_per_trigger=16)
-    assert torch.equal(rates, torch.tensor([1.0, 0.0, 1.0] * 20))  # 960 stampings cross the batch of 500
-
-
-def test_samples_are_tried_on_other_classes_only():
-    split = evaluation(60)
-    gray = 0.5 * WHITE.expand(10, 3, 1, 1)
-    rates = success.asr_of_triggers(Backdoored([]), split.images, split.labels, gray, TARGET)
-    assert torch.equal(rates, torch.zeros(10))
 
 
 # --- filters and reformers -------------------------------------------------------------------------------
@@ -184,7 +170,7 @@ def test_scores_that_separate_and_scores_that_do_not():
 def test_a_trigger_that_never_works_has_no_separation_of_those_that_fire():
     scores = torch.arange(20.0)
     result = benchmark.score_separation(scores, scores, scores, torch.zeros(20, dtype=torch.bool))
-    assert result["auroc"] == 0.5 and "auroc of those that fire" not in result
+    assert result["auroc"] == pytest.approx(0.5) and "auroc of those that fire" not in result
     assert set(result["at 0.05"]) == {"clean", "triggered"}
 
 

@@ -1,5 +1,6 @@
 """The committed notebooks: one skeleton, parameters that agree with the schema, executed and clean."""
 
+import ast
 import json
 import re
 import subprocess
@@ -10,8 +11,8 @@ import papermill
 import pytest
 
 from mesa_lib.experiments import notebooks
-from mesa_lib.store import paths
 from mesa_lib.experiments.params import Params
+from mesa_lib.store import paths
 
 BOOKS = sorted((paths.root() / "notebooks").glob("*.ipynb"))
 #: copies that the runner executed with other parameters, kept beside the results
@@ -25,7 +26,7 @@ def file(request):
 
 @pytest.fixture(params=[f for f in BOOKS if f.stem != notebooks.VICTIM_NOTEBOOK], ids=lambda f: f.stem)
 def chapter(request):
-    """A notebook of the series; the sheet of the benchmark is none."""
+    """A notebook of the series; that of the benchmark is none."""
     return nbformat.read(request.param, 4)
 
 
@@ -46,18 +47,19 @@ def test_the_series_is_whole():
 
 def test_parameters_agree_with_the_schema(file):
     """Names, defaults, types and comments, as `papermill --help-notebook` shows them."""
-    found = papermill.inspect_notebook(str(file))
-    assert found
-    for name, shown in found.items():
-        field = Params.model_fields[name]
-        assert json.loads(shown["default"]) == field.default and shown["help"] == field.description
-        assert shown["inferred_type_name"] == type(field.default).__name__
+    declared, defaults = papermill.inspect_notebook(str(file)), Params().model_dump()
+    assert declared
+    for name, shown in declared.items():
+        assert json.loads(shown["default"]) == defaults[name] and shown["help"] == Params.model_fields[name].description
+        assert shown["inferred_type_name"] == type(defaults[name]).__name__
 
 
 def test_the_series_has_every_parameter_and_passes_it_on():
     declared = [set(papermill.inspect_notebook(str(notebooks.notebook_path(name)))) for name in notebooks.SERIES]
-    assert set.union(*declared) == set(Params.model_fields) - {"attack", "kinds"}, "01 to 04 are about the patch alone"
-    assert declared[0] < declared[1] < declared[2], "a later notebook takes up what the earlier ones made"
+    assert set.union(*declared) == set(Params.model_fields) - {"attack", "defense_kinds"}, (
+        "01 to 04 are about the patch alone"
+    )
+    assert declared[0] < declared[1] < declared[2], "a later notebook starts from the stages of the earlier ones"
 
 
 def test_there_is_one_parameters_cell_of_flat_scalars(book):
@@ -163,20 +165,18 @@ def test_an_output_of_a_committed_notebook_that_is_corrupted_fails(tmp_path):
 def test_a_notebook_that_was_never_executed_fails(tmp_path):
     book = small_book("print(6 * 7)")
     book.cells[0].execution_count = None
-    found = nbval(tmp_path, book)
-    assert found.returncode == 1 and "not executed" in found.stdout
+    result = nbval(tmp_path, book)
+    assert result.returncode == 1 and "not executed" in result.stdout
 
 
 def test_a_kernel_that_dies_is_reported_at_once(tmp_path):
     book = small_book("import os\nos._exit(9)")
-    found = nbval(tmp_path, book, "--nbval-cell-timeout=60")
-    assert found.returncode != 0 and "kernel died" in found.stdout
+    result = nbval(tmp_path, book, "--nbval-cell-timeout=60")
+    assert result.returncode != 0 and "kernel died" in result.stdout
 
 
 def test_no_cell_gives_a_parameter_another_value(book):
     """A reader who edits the parameters cell and runs it again must get what it says."""
-    import ast
-
     for cell in code(book):
         if "parameters" in cell.metadata.get("tags", []):
             continue
@@ -187,11 +187,11 @@ def test_no_cell_gives_a_parameter_another_value(book):
 
 
 def test_the_parameters_cell_can_be_edited_and_run_again(tmp_path):
-    """In one kernel: the first cells, some work with values of its own, the cells again with another value."""
+    """In one kernel: the first cells, some work with other variables, the cells again with another value."""
     book = nbformat.read(notebooks.notebook_path("01"), 4)
-    location = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
+    cell = next(i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", []))
     namespace = {}
-    sources = [c.source for c in book.cells[: location + 3] if c.cell_type == "code"]
+    sources = [c.source for c in book.cells[: cell + 3] if c.cell_type == "code"]
     for source in sources:
         exec(source, namespace)
     namespace |= {"first": [1, 2], "rows": [], "best": 0.5}

@@ -4,12 +4,13 @@ import pytest
 import torch
 from test_trigger_search import IMAGES, LABELS, SMALL, WhitePixel
 
-from mesa_lib import staircase
+from mesa_lib import retrain, staircase
 from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, RepairResult
 from mesa_lib.defenses.mesa import repair_rounds
 from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds, ResidualCheck
+from mesa_lib.models import networks
 from mesa_lib.settings import Settings
 
 TINY = Settings(betas=(0.9, 0.5), steps=4, triggers_per_step=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0)
@@ -22,14 +23,14 @@ def view_with(closes_in: int = 0, stamped: list | None = None) -> DefenderView:
     """
     view = DefenderView(RepairRounds().knowledge, WhitePixel(), Split(IMAGES, LABELS), 3, target=1, size=(3, 3))
 
-    def retrain(model, transform=None, k=0, label="repair"):
+    def noted(model, transform=None, k=0, label="repair"):
         if stamped is not None:
             stamped.append(transform(torch.zeros(600, 3, 3, 3), torch.Generator().manual_seed(0)))
         if k == closes_in:
             torch.nn.init.zeros_(model.scale)
         return [{"epoch": 1, "round": k}]
 
-    view.retrain = retrain
+    view.retrain = noted
     return view
 
 
@@ -112,8 +113,6 @@ def test_a_known_first_repair_is_neither_repeated_nor_changed():
 
 def test_the_first_round_is_the_repair_by_mesa():
     """Trained for real: one round leaves exactly the weights and the history of `MESARepair`."""
-    from mesa_lib.models import networks
-
     model = networks.build_network("smallcnn", 3, 4, (0.5,) * 3, (0.5,) * 3, 0).eval()
     rng = torch.Generator().manual_seed(0)
     clean = Split(torch.randint(0, 256, (30, 3, 16, 16), generator=rng, dtype=torch.uint8), LABELS)
@@ -127,6 +126,23 @@ def test_the_first_round_is_the_repair_by_mesa():
     assert rounds.history == plain.history
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, rounds.model.state_dict()[name]), name
+
+
+def test_sources_are_mixed_in_equal_parts():
+    sources = [lambda n, rng, v=value: torch.full((n, 3, 3, 3), v) for value in (0.0, 0.5, 1.0)]
+    drawn = retrain.mixture(sources)(3000, torch.Generator().manual_seed(0))
+    shares = [(drawn[:, 0, 0, 0] == value).float().mean() for value in (0.0, 0.5, 1.0)]
+    assert all(abs(share - 1 / 3) < 0.05 for share in shares)
+
+
+def test_triggers_near_those_of_a_search_stay_near_them_and_in_range():
+    searched = torch.tensor([0.2, 0.8])[:, None, None, None].expand(2, 3, 3, 3)
+    drawn = retrain.jitter(searched, 0.05)(400, torch.Generator().manual_seed(0))
+    nearest = (drawn[:, None] - searched).abs().mean((2, 3, 4))
+    assert (nearest.min(1).values < 0.1).all() and 150 < int((nearest.argmin(1) == 0).sum()) < 250
+    assert float((drawn - drawn.round(decimals=1)).std()) > 0.02
+    wide = retrain.jitter(searched, 1.0)(100, torch.Generator().manual_seed(0))
+    assert wide.min() == 0 and wide.max() == 1
 
 
 def test_the_highest_rate_of_a_residual_check_decides():

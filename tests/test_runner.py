@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 
@@ -9,15 +11,17 @@ import nbformat
 import pandas as pd
 import papermill
 import pytest
+import torch
+from PIL import Image
+from toy_notebooks import toy_repository
 
 from mesa_lib.cli import main
-from mesa_lib.experiments import notebooks
-from mesa_lib.experiments import params
+from mesa_lib.experiments import kernels, notebooks, params
 from mesa_lib.store import paths
 
 SMALL = {
-    "clean_epochs": 1, "attack_epochs": 1, "steps": 3, "repair_epochs": 1, "point_repeats": 1, "hidden": 16,
-    "compare": "",
+    "clean_epochs": 1, "attack_epochs": 1, "steps": 3, "repair_epochs": 1, "inversion_repeats": 1, "hidden": 16,
+    "compare_triggers": "", "search_candidates": 32, "search_generations": 1,
 }  # fmt: skip
 OVERRIDES = [part for name, value in SMALL.items() for part in ("-p", f"{name}={value}")]
 
@@ -39,13 +43,12 @@ def command(*arguments, cwd=None, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_series_runs_through_papermill_from_a_parameter_file(shared_store, tmp_path, capfd):
     """01 to 04 with few steps, on another trigger, so that no bound that is meant for the defaults applies."""
     out = tmp_path / "out"
     settings = tmp_path / "small.yaml"
     settings.write_text("\n".join(f"{n}: {json.dumps(v)}" for n, v in SMALL.items()) + "\ntrigger: file:patch.png\n")
-    from PIL import Image
-
     Image.new("RGB", (4, 5), (255, 0, 128)).save(tmp_path / "patch.png")
     patch = f"trigger=file:{tmp_path}/patch.png"
     code = main.main(["run", str(settings), "-p", patch, "-p", "alpha=0.2", "--out", str(out)])
@@ -55,8 +58,8 @@ def test_the_series_runs_through_papermill_from_a_parameter_file(shared_store, t
     result = json.loads((out / "result.json").read_text())
     assert result["params"]["alpha"] == 0.2 and result["params"]["trigger"].endswith("patch.png")
     names = [row["model"] for row in result["rows"]]
-    assert names == ["clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary",
-                     "random mixed", "point 1", "MESA", "MESA rounds", "ideal", "clean, repaired"]  # fmt: skip
+    assert names == ["clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed",
+                     "single inversion 1", "MESA", "MESA rounds", "ideal", "clean model, repaired"]  # fmt: skip
     table = pd.read_csv(out / "table.csv")
     assert list(table["model"]) == names and table["ASR"].between(0, 100).all()
     assert "MESA" in shown.out and "table.csv" in shown.out, "it ends in the table and the paths"
@@ -75,13 +78,67 @@ def test_a_copy_says_which_parameters_are_not_the_defaults():
     def book():
         return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in ("# title", "text")])
 
-    told = notebooks.with_notice(book(), {"alpha": 0.2, "trigger": "bw:16", "seed": 0, "data_dir": "/a/path"})
-    assert [c.source for c in told.cells][::2] == ["# title", "text"]
-    notice = told.cells[1].source
-    assert "executed with other parameters" in notice and '`alpha = 0.2`, `trigger = "bw:16"`' in notice
-    assert "seed" not in notice and "path" not in notice
+    values = {"alpha": 0.2, "betas": "0.9,0.8,0.5", "trigger": "bw:16", "seed": 0, "data_dir": "/a/path"}
+    copy = notebooks.with_notice(book(), values)
+    assert [c.source for c in copy.cells][::2] == ["# title", "text"]
+    notice = copy.cells[1].source
+    assert "executed with other parameters" in notice
+    assert notice.splitlines()[-1] == '> `alpha = 0.2`, `trigger = "bw:16"`', "each once, in the quotation"
     assert len(notebooks.with_notice(book(), {"alpha": 0.1, "data_dir": "x"}).cells) == 2
-    nbformat.validate(told)
+    nbformat.validate(copy)
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """A repository of short notebooks, and a store for them."""
+    root = toy_repository(tmp_path / "repository")
+    monkeypatch.setenv("MESA_ROOT", str(root))
+    monkeypatch.setenv("MESA_RUNS", str(tmp_path / "runs"))
+    return root
+
+
+TINY = SMALL | {"image_size": 16, "width": 4, "triggers_per_step": 8, "batch_size": 64}
+
+
+def test_a_series_has_one_kernel_that_is_emptied_before_each_notebook(toys, tmp_path, monkeypatch, capfd):
+    """Its environment is its own: nothing is written into that of this process."""
+    step = "import os\nprint(os.getpid(), [name for name in ('MESA_BATCH', 'MESA_PROGRESS', 'MALLOC_MMAP_MAX_', 'X') "
+    step += "if os.environ.get(name)])\nassert 'seen' not in globals()\nseen = p"
+    for name in ("01_attacking", "02_modeling"):
+        book = nbformat.read(toys / "notebooks" / f"{name}.ipynb", 4)
+        book.cells[4].source = step
+        nbformat.write(book, toys / "notebooks" / f"{name}.ipynb")
+    monkeypatch.delenv("MESA_BATCH")
+    before, out = dict(os.environ), tmp_path / "out"
+    notebooks.run_notebooks(params.check(TINY), ["01", "02"], out, environment={"X": "1"})
+    assert dict(os.environ) == before
+    books = [nbformat.read(out / f"{name}.ipynb", 4) for name in ("01_attacking", "02_modeling")]
+    pids = {book.cells[6].outputs[0]["text"].split()[0] for book in books}
+    assert len(pids) == 1 and str(os.getpid()) not in pids
+    assert "['MESA_BATCH', 'MESA_PROGRESS', 'MALLOC_MMAP_MAX_', 'X']" in books[0].cells[6].outputs[0]["text"]
+    assert [[c.execution_count for c in book.cells if c.cell_type == "code"] for book in books] == [[*range(1, 7)]] * 2
+    one, other = ((out / "figures" / f"{name}-1.png").read_bytes() for name in ("01_attacking", "02_modeling"))
+    assert one == other, "the settings of figures as well"
+    assert "[05]" not in books[0].cells[0].source and "[01](01_attacking.ipynb)" in books[0].cells[0].source
+    assert "[2/2] 02_modeling: done" in capfd.readouterr().err
+    assert not list(out.glob(".*")), "nothing half-made is left"
+
+
+def test_the_series_ends_in_its_table_and_is_the_same_again(toys, tmp_path, capsys):
+    arguments = [part for name, value in TINY.items() for part in ("-p", f"{name}={value}")]
+    assert main.main(["run", *arguments, "--notebooks", "04", "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "MESA rounds" in shown and "(one run, seed 0" in shown and "table.csv and result.json" in shown
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["params"]["betas"] == "0.9,0.8,0.5" and result["rows"][1]["model"] == "attacked"
+    first = (tmp_path / "out" / "04_defending.ipynb").read_text()
+    assert main.main(["run", *arguments, "--notebooks", "04", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "04_defending.ipynb").read_text() == first
+
+
+def test_a_kernel_keeps_freed_memory_as_keep_memory_does(monkeypatch):
+    environment = kernels.kernel_environment({"X": "1"})
+    assert environment["MALLOC_MMAP_MAX_"] == "0" and environment["X"] == "1" and "X" not in os.environ
 
 
 def test_a_copy_links_only_to_what_lies_beside_it():
@@ -105,7 +162,9 @@ def test_plain_papermill_takes_a_parameter_file_and_a_trigger_from_any_folder(st
 
 
 def test_papermill_with_a_misspelt_parameter_stops_at_the_check(store, tmp_path):
-    with pytest.raises(papermill.exceptions.PapermillExecutionError, match="posion_rate = 0.2: no notebook has"):
+    with pytest.raises(
+        papermill.exceptions.PapermillExecutionError, match="posion_rate = 0.2: there is no such parameter"
+    ):
         papermill.execute_notebook(
             str(notebooks.notebook_path("01")), str(tmp_path / "out.ipynb"), {"posion_rate": 0.2}, progress_bar=False,
             kernel_name="python3",
@@ -136,7 +195,7 @@ BAD = {
     "target=10": "target = 10: .*from 0 to 9",
     "target=-1": "target = -1",
     "trigger=bw:512": "trigger = 'bw:512'",
-    "bogus=3": "bogus = 3: no notebook has such a parameter",
+    "bogus=3": "bogus = 3: there is no such parameter",
     "epochs=3": "did you mean clean_epochs",
     "steps=many": "steps = 'many': .*integer",
     "steps=1.5": "steps = 1.5",
@@ -152,8 +211,6 @@ def test_bad_parameters_are_refused_before_anything_runs(shared_store, tmp_path,
     out = tmp_path / "out"
     assert main.main(["run", "-p", bad, "--out", str(out)]) == 1
     shown = capsys.readouterr()
-    import re
-
     assert shown.err.startswith("mesa: ") and re.search(BAD[bad], shown.err), shown.err
     assert "Traceback" not in shown.err and not out.exists()
 
@@ -170,8 +227,6 @@ def test_missing_data_end_in_a_message(shared_store, tmp_path, capsys, monkeypat
 
 
 def test_a_pickle_is_refused_before_anything_runs(shared_store, tmp_path, capsys):
-    import torch
-
     torch.save({"w": torch.ones(1)}, tmp_path / "model.bin")
     assert main.main(["run", "-p", f"checkpoint={tmp_path}/model.bin", "--out", str(tmp_path / "out")]) == 1
     assert "is a pickle" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -204,5 +259,44 @@ def test_the_command_line_runs_from_any_folder(tmp_path):
 
 
 def test_an_attack_that_a_notebook_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="attack = 'corner': 04_defending.ipynb is about patches"):
-        notebooks.own_parameters(notebooks.notebook_path("04"), params.check({"attack": "corner"}))
+    with pytest.raises(ValueError, match="attack = 'corner': 04_defending.ipynb is about patches at a random location"):
+        notebooks.declared_parameters(notebooks.notebook_path("04"), params.check({"attack": "corner"}))
+
+
+def test_repeat_says_what_took_its_place(capsys):
+    assert main.main(["repeat", "digits", "--seeds", "0,1", "-p", "alpha=1", "--out", "r.json"]) == 1
+    shown = capsys.readouterr().err
+    assert "use `sweep` with a seed axis" in shown and len(shown.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["check"], ["params"], ["run"], ["refresh"], ["sweep", "digits"], ["tables"]])
+def test_without_the_repository_there_is_a_message(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MESA_ROOT", str(tmp_path))
+    if arguments in (["check"], ["run"]):
+        arguments = [*arguments, "digits"]
+    assert main.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert "needs the repository" in shown and len(shown.splitlines()) == 1
+
+
+def test_a_command_responds_to_signals_whatever_it_inherited():
+    """As a shell starts a command in the background: SIGINT ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, main.Terminated)):
+            with pytest.raises(kind), main.stop_signals_heard():
+                os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == signal.SIG_IGN, "restored"
+    finally:
+        signal.signal(signal.SIGINT, inherited[0])
+        signal.signal(signal.SIGTERM, inherited[1])
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (main.Terminated, 143)])
+def test_a_stopped_command_says_what_is_kept(stop, code, monkeypatch, capsys):
+    def stopped():
+        raise stop
+
+    monkeypatch.setattr(notebooks, "parameter_reference", stopped)
+    assert main.main(["params"]) == code
+    assert "stopped; what was finished is kept" in capsys.readouterr().err

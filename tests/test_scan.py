@@ -1,190 +1,31 @@
-"""The scan of a stranger's model: what comes in broken, what is odd, and toy models with a known answer."""
+"""Scans of toy models with a known answer: limits and verdicts, the accuracy before them, the repair, the time left."""
 
 import json
-import pickle
-import struct
+import re
+import time
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
-from safetensors.torch import save, save_file
 from torch import nn
 from toys import Coded, coded_images, quick_detector
 
 from mesa_lib import scan as scanning
 from mesa_lib import store
-from mesa_lib.cli import main
-from mesa_lib.models import networks
-from mesa_lib.reporting.html import scan as scan_report
-from mesa_lib.scan.reading import model as models
 from mesa_lib.data import Split
-from mesa_lib.defenses.mesa.detector import MESA
-from mesa_lib.defenses.mesa.detector import DetectionResult
-from mesa_lib.defenses.mesa.screening import PatchSpec
-from mesa_lib.defenses.mesa.screening import ScreeningResult
-from mesa_lib.defenses.mesa.screening import LocationScreening
+from mesa_lib.defenses.base import Knowledge
+from mesa_lib.defenses.mesa import location_search
+from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
+from mesa_lib.defenses.mesa.screening import LocationScreening, PatchSpec, ScreeningResult
+from mesa_lib.models import inference, networks
+from mesa_lib.reporting.html import scan as scan_report
+from mesa_lib.scan import accuracy
 from mesa_lib.scan.accuracy import NoVerdict
-from mesa_lib.scan.detector import STRICTEST
-from mesa_lib.scan.detector import ScanDetector
-from mesa_lib.scan.detector import limit
-from mesa_lib.scan.detector import margin
-from mesa_lib.scan.options import Options
+from mesa_lib.scan.detector import STRICTEST_LIMIT, ScanDetector, ScanScreening, limit, margin
+from mesa_lib.scan.options import SIDES, Options, squares
+from mesa_lib.scan.progress import Progress, modeling_passes, screening_passes
+from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.scan.scanner import Scanner
-
-def picture(mode="RGB", size=(16, 16), color=0):
-    return Image.new(mode, size, color)
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """Three classes of six images, 16x16; the folder may be added to."""
-    for k, name in enumerate(("cat", "dog", "owl")):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(6):
-            picture(color=(80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
-    return tmp_path / "images"
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------
-
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
-
-
-def small(classes=3, width=4):
-    return networks.build_network("smallcnn", classes, width, MEAN, STD, seed=0)
-
-
-def written(tmp_path, weights, name="model.safetensors"):
-    save_file(weights, tmp_path / name)
-    return tmp_path / name
-
-
-@pytest.mark.parametrize("network", ["smallcnn", "resnet18", "fastcnn"])
-def test_a_network_of_this_project_is_read_with_its_width_and_normalization(tmp_path, network):
-    made = networks.build_network(network, 3, 8, MEAN, STD, seed=0).eval()
-    model = scanning.read_model(written(tmp_path, made.state_dict()), network, 3)
-    x = torch.rand(4, 3, 32, 32)
-    assert torch.allclose(model(x), made(x), atol=1e-6)
-
-
-def test_a_network_of_torchvision_is_read_at_64_pixels_and_in_half_precision(tmp_path):
-    from torchvision import models as theirs
-
-    made = theirs.resnet18(num_classes=5).eval()
-    half = {k: t.half() if t.is_floating_point() else t for k, t in made.state_dict().items()}
-    model = scanning.read_model(written(tmp_path, half), "torchvision:resnet18", 5, MEAN, STD)
-    x = torch.rand(4, 3, 64, 64)
-    expected = made(networks.Normalize(MEAN, STD)(x))
-    assert (model(x) - expected).abs().max() < 0.05 * expected.abs().max()
-
-
-def test_mean_and_std_can_be_told_where_the_file_has_none(tmp_path):
-    weights = {k: t for k, t in small().state_dict().items() if "normalize" not in k}
-    file = written(tmp_path, weights)
-    with pytest.raises(ValueError, match="holds no normalize.mean; name mean and std"):
-        scanning.read_model(file, "smallcnn", 3)
-    x = torch.rand(2, 3, 32, 32)
-    assert torch.allclose(scanning.read_model(file, "smallcnn", 3, MEAN, STD)(x), small().eval()(x), atol=1e-6)
-
-
-class Bomb:
-    def __reduce__(self):
-        return exec, ("raise SystemExit('the bomb went off')",)
-
-
-def header(text: bytes, length=None) -> bytes:
-    return struct.pack("<Q", len(text) if length is None else length) + text
-
-
-WHOLE = save({k: t for k, t in small().state_dict().items()})
-LYING = json.dumps({"head.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 8]}}).encode()
-OVERLAP = json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in ("a", "b")}).encode()
-BROKEN = {
-    "pickle": (pickle.dumps(Bomb()), "is a pickle: loading one runs whatever code it holds"),
-    "pickle in a zip": (b"PK\x03\x04" + pickle.dumps(Bomb()), "is a pickle"),
-    "truncated": (WHOLE[: len(WHOLE) // 2], "expected a whole safetensors file"),
-    "a header longer than the file": (header(b"{}", 10**6), "expected a whole safetensors file"),
-    "a header of exabytes": (header(b"{}", 2**63), "expected a whole safetensors file"),
-    "shapes that are not there": (header(LYING) + bytes(8), "expected a whole safetensors file"),
-    "tensors over each other": (header(OVERLAP) + bytes(8), "expected a whole safetensors file"),
-    "no json": (header(b"[1, 2"), "expected a whole safetensors file"),
-    "nothing": (b"", "expected a whole safetensors file"),
-    "no tensors": (save({}), "0 tensors; expected those of one classifier"),
-    "another network": (save({"w": torch.ones(2)}), "no smallcnn .it has no fitting head.weight"),
-    "nan": (
-        save(small().state_dict() | {"head.bias": torch.tensor([0.0, float("nan"), 1.0])}),
-        "head.bias holds NaN or infinite values",
-    ),
-    "infinite": (
-        save(small().state_dict() | {"features.0.0.0.weight": torch.full((4, 3, 3, 3), float("inf"))}),
-        "features.0.0.0.weight holds NaN or infinite values",
-    ),
-    "twelve classes": (save(small(12).state_dict()), "the model tells 12 classes apart, the images have 3"),
-}
-
-
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, capsys):
-    content, said = BROKEN[what]
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        scanning.read_model(tmp_path / "model.safetensors", "smallcnn", 3)
-    assert main.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
-    shown = capsys.readouterr().err
-    assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Convert it"))
-
-
-BAD_REQUESTS = {
-    "network": (
-        {"network": "vgg"},
-        "'vgg': expected one of smallcnn, resnet18, fastcnn, or torchvision:NAME",
-    ),
-    "torchvision": ({"network": "torchvision:resnet19"}, "such as torchvision:resnet101"),
-    "detector": ({"network": "torchvision:fasterrcnn_resnet50_fpn"}, "network = "),
-    "other width": ({"network": "resnet18"}, "another architecture than ResNet18|no resnet18"),
-    "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers"),
-    "std": ({"mean": MEAN, "std": (0.2, 0, 0.2)}, "std = .*all above 0"),
-    "other mean": ({"mean": (0.1, 0.1, 0.1)}, r"mean = \(0.1, 0.1, 0.1\): the file says \[0.5, 0.4, 0.3\]"),
-}
-
-
-@pytest.mark.parametrize("what", BAD_REQUESTS)
-def test_a_request_that_does_not_fit_the_file_is_refused(what, tmp_path):
-    asked, said = BAD_REQUESTS[what]
-    with pytest.raises(ValueError, match=said):
-        models.read(written(tmp_path, small().state_dict()), **({"network": "smallcnn", "classes": 3} | asked))
-
-
-def test_torchvision_needs_mean_and_std(tmp_path):
-    with pytest.raises(ValueError, match="mean and std of its inputs have to be named"):
-        scanning.read_model(written(tmp_path, small().state_dict()), "torchvision:resnet18", 3)
-
-
-def test_a_head_of_torchvision_with_other_classes_is_said_as_such(tmp_path):
-    from torchvision import models as theirs
-
-    file = written(tmp_path, theirs.squeezenet1_1(num_classes=7).state_dict())
-    with pytest.raises(ValueError, match="the model tells 7 classes apart, the images have 3"):
-        scanning.read_model(file, "torchvision:squeezenet1_1", 3, MEAN, STD)
-
-
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 3000), st.binary(min_size=1, max_size=12))
-def test_no_checkpoint_ends_in_a_traceback(tmp_path, at, junk):
-    """Bytes overwritten anywhere in the header or the first weights: a model, or one message."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(WHOLE[:at] + junk + WHOLE[at + len(junk) :])
-    try:
-        model = scanning.read_model(file, "smallcnn", 3)
-    except ValueError as error:
-        assert len(str(error)) < 2000
-    else:
-        assert all(torch.isfinite(t).all() for t in model.state_dict().values())
-
-
-# --- any module ------------------------------------------------------------------------------------------
+from mesa_lib.settings import RepairSettings, Settings
 
 
 @pytest.fixture(scope="module")
@@ -192,38 +33,65 @@ def coded():
     return coded_images()
 
 
-def test_larger_patches_are_not_tried_at_one_place():
-    """They turn most images of some clean models."""
-    rules = Options().detector(32).screening.rules(None)
-    assert [str(r) for r in rules if r.fixed_location] == [f"{side}x{side} at one place" for side in (3, 4)]
-    assert [r.size[0] for r in rules if not r.fixed_location] == [3, 4, 5]
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
+
+
+def silent(text):
+    """Ignore what a scan says."""
+
+
+# --- limits and verdicts ---------------------------------------------------------------------------------
+
+
+def test_larger_patches_are_not_tried_at_a_fixed_location():
+    """Most images of some clean models are misclassified with them."""
+    specs = Options().detector(32).screening.specs()
+    assert [spec.size for spec in specs if spec.fixed_location] == [(3, 3), (4, 4)]
+    assert [spec.size[0] for spec in specs if not spec.fixed_location] == [3, 4, 5]
 
 
 def test_every_way_of_stamping_has_a_limit_of_its_own():
-    rules = {(side, one): limit(PatchSpec((side, side), one)) for side in (2, 3, 4, 5) for one in (False, True)}
-    assert all(rules[side, True] > rules[side, False] for side in (2, 3, 4, 5)), "a place that may be chosen asks more"
-    assert rules[4, True] > rules[3, True] and limit(PatchSpec((4, 3), True)) == rules[4, True]
-    assert limit(PatchSpec((9, 9))) == limit(PatchSpec((9, 9), True)) == STRICTEST
+    limits = {(side, fixed): limit(PatchSpec((side, side), fixed)) for side in (2, 3, 4, 5) for fixed in (False, True)}
+    assert all(limits[side, True] > limits[side, False] for side in (2, 3, 4, 5)), "a searched location asks for more"
+    assert limits[4, True] > limits[3, True] and limit(PatchSpec((4, 3), True)) == limits[4, True]
+    assert limit(PatchSpec((9, 9))) == limit(PatchSpec((9, 9), True)) == STRICTEST_LIMIT
     assert margin(PatchSpec((3, 3)), 1.0) == 1 and margin(PatchSpec((3, 3)), limit(PatchSpec((3, 3)))) == 0
 
 
-def searched(rates, modeled=()):
-    """What a search would have found: rule -> rate of each class."""
-    locations = {rule: torch.zeros(len(own), 2) if rule.fixed_location else None for rule, own in rates.items()}
+def test_patches_and_limits_scale_with_the_size_of_the_images():
+    assert squares(32) == ((3, 3), (4, 4), (5, 5)) and squares(64) == ((6, 6), (8, 8), (10, 10))
+    assert squares(28) == ((3, 3), (4, 4)) and squares(8) == ((1, 1),), "each once"
+    for side in range(8, 225, 4):  # sides are rounded to whole pixels, and keep the limits of what they stand for
+        for usual, scaled in zip(SIDES, (max(1, round(patch * side / 32)) for patch in SIDES), strict=True):
+            for fixed in (False, True):
+                assert limit(PatchSpec((scaled, scaled), fixed), side) <= limit(PatchSpec((usual, usual), fixed))
+        assert any(spec.fixed_location for spec in Options().detector(side).screening.specs())
+    for fixed in (False, True):
+        scaled = limit(PatchSpec((6, 6), fixed), 64)
+        assert scaled == limit(PatchSpec((3, 3), fixed)) < limit(PatchSpec((6, 6), fixed))
+    at_64 = Options().detector(64)
+    assert [spec.size[0] for spec in at_64.screening.specs() if spec.fixed_location] == [6, 8]
+
+
+def detected(rates, modeled=()):
+    """What a search would have found: spec -> rate of each class."""
+    locations = {spec: torch.zeros(len(own), 2) if spec.fixed_location else None for spec, own in rates.items()}
     return DetectionResult(ScreeningResult(rates, locations), {}, dict(modeled))
 
 
-def test_a_class_is_judged_by_the_rule_that_comes_highest_above_its_own_limit():
-    anywhere, there, larger = PatchSpec((3, 3)), PatchSpec((3, 3), True), PatchSpec((4, 4), True)
-    clean = searched({anywhere: [0.5, 0.1], there: [0.9, 0.2], larger: [0.97, 0.3]})
-    assert ScanDetector().judge(clean).flagged == [] and ScanDetector().best(clean, 0)[0] == there
-    assert ScanDetector().judge(searched({anywhere: [0.8, 0.1], there: [0.9, 0.2]})).flagged == [0]
-    assert ScanDetector().judge(searched({there: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
-    found = searched({anywhere: [0.8, 0.1]}, {0: {anywhere: 0.6}})
-    assert ScanDetector().judge(found).flagged == [], "the full model has the last word"
+def test_a_class_is_judged_by_the_spec_that_comes_highest_above_its_own_limit():
+    anywhere, fixed, larger = PatchSpec((3, 3)), PatchSpec((3, 3), True), PatchSpec((4, 4), True)
+    clean = detected({anywhere: [0.5, 0.1], fixed: [0.9, 0.2], larger: [0.97, 0.3]})
+    assert ScanDetector().judge(clean).flagged == [] and ScanDetector().best(clean, 0)[0] == fixed
+    assert ScanDetector().judge(detected({anywhere: [0.8, 0.1], fixed: [0.9, 0.2]})).flagged == [0]
+    assert ScanDetector().judge(detected({fixed: [0.9, 0.2], larger: [0.99, 0.2]})).flagged == [0]
+    modeled = detected({anywhere: [0.8, 0.1]}, {0: {anywhere: 0.6}})
+    assert ScanDetector().judge(modeled).flagged == [], "the full model has the last word"
 
 
-def test_of_a_suspect_the_best_rule_of_either_kind_is_modeled():
+def test_of_a_suspect_the_best_spec_of_either_kind_is_modeled():
     three, four = PatchSpec((3, 3), True), PatchSpec((4, 4), True)
     rates = {
         PatchSpec((2, 2)): [0.05, 0],
@@ -232,141 +100,36 @@ def test_of_a_suspect_the_best_rule_of_either_kind_is_modeled():
         three: [0.5, 0],
         four: [0.9, 0],
     }
-    assert ScanDetector().suspects(searched(rates).screened) == {0: [PatchSpec((5, 5)), four, three]}
+    assert ScanDetector().suspects(detected(rates).screening) == {0: [PatchSpec((5, 5)), four, three]}
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
-
-
-def test_a_backdoor_at_one_place_is_found_shown_and_repaired(coded, quick, empty_store, tmp_path):
-    said = []
-    options = Options(repair=True, repair_epochs=1, repair_lr=1e-4, augment="none")
-    done = scanning.scan(Coded(spot=(9, 4)), coded, options, said.append)
-    found = done.result
-    assert found["verdict"] == "backdoored" and found["flagged"] == ["green"]
-    line = found["verdicts"][1]
-    assert line["rule"] == "3x3 at one place" and line["place"][0] <= 9 < line["place"][0] + 3
-    assert line["rate"] > line["limit"] == 0.93 and line["score"] > 0 > max(
-        found["verdicts"][k]["score"] for k in (0, 2)
-    )
-    assert found["accuracy"]["rate"] == 1 and found["repair"]["done"] and done.repaired is not None
-    assert found["repair"]["flagged and not repaired"] == []
-    assert found["repair"]["images for the accuracy"] == 24 and found["repair"]["accuracy before"]["rate"] == 1
-    assert any("left" in text for text in said) and any("suspects: green" in text for text in said)
-    json_file, page = scan_report.write(done, tmp_path / "out", "odd <i>.safetensors")
-    assert json.loads(json_file.read_text())["flagged"] == ["green"]
-    html = page.read_text()
-    assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
-    assert html.count("data:image/png;base64,") == len(done.samples) >= 1 and "http" not in html
-
-
-def test_a_flagged_class_that_was_not_modeled_is_told_as_not_repaired(coded, quick, empty_store):
-    own = Scanner(Coded(), coded, Options(), print)
-    made, told = own.repair(searched({PatchSpec((3, 3)): [0.1, 0.9, 0.1]}))
-    assert made is None and told == {"done": False, "why": "none of green was modeled"}
-
-
-def test_a_model_without_backdoor_is_left_in_peace(coded, quick, empty_store):
-    done = scanning.scan(Coded(), coded, Options(repair=True))
-    assert done.result["verdict"] == "nothing found" and done.result["flagged"] == [] and done.repaired is None
-    assert done.result["repair"] == {"done": False, "why": "nothing was flagged"}
-    assert "No backdoor of this kind was found" in scan_report.page(done, "model")
-
-
-def test_a_scan_goes_on_where_it_was(coded, quick, empty_store, monkeypatch):
-    first = scanning.scan(Coded(spot=(9, 4)), coded)
-    monkeypatch.setattr(LocationScreening, "by", lambda *a: pytest.fail("screened again"))
-    monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modeled again"))
-    again = scanning.scan(Coded(spot=(9, 4)), coded)
-    assert again.result["verdicts"] == first.result["verdicts"]
-    with pytest.raises(pytest.fail.Exception, match="screened again"):
-        scanning.scan(Coded(spot=(9, 5)), coded)  # another model, although its weights are the same
-
-
-def test_probabilities_are_taken_for_what_they_are(coded, quick, empty_store):
-    class Soft(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Coded(spot=(9, 4))
-
-        def forward(self, x):
-            return self.inner(x).softmax(1)
-
-    own = scanning.prepare(Soft(), coded.split.images, 3)
-    assert own.probabilities and "probabilities instead of logits" in own.notes[0]
-    assert not scanning.prepare(Coded(), coded.split.images, 3).probabilities
-    assert scanning.scan(Soft(), coded).result["flagged"] == ["green"]
+# --- options ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (lambda x: x.mean((2, 3)).repeat(1, 4), r"the model answers \(64, 12\) to 64 images; expected \(images, 3\)"),
-        (lambda x: x.mean((2, 3)) * float("nan"), "the model answers NaN or infinite values to clean images"),
-        (lambda x: x.reshape(len(x), 3, 9, 9), "does not take images of 16x16 pixels"),
-        (lambda x: x.mean(), "the model answers"),
-    ],
-)
-def test_a_module_that_is_no_classifier_of_these_images_is_refused(coded, answer, said):
-    class Odd(nn.Module):
-        def forward(self, x):
-            return answer(x)
-
-    with pytest.raises(ValueError, match=said):
-        scanning.scan(Odd(), coded)
-
-
-def test_weights_that_are_no_numbers_are_refused(coded):
-    model = Coded()
-    model.levels.data[1] = float("inf")
-    with pytest.raises(ValueError, match="levels holds NaN or infinite values"):
-        scanning.scan(model, coded)
-
-
-def test_a_wrong_normalization_is_noticed_before_a_verdict(coded):
-    wrong = models.WrappedClassifier(nn.Sequential(networks.Normalize((-1.0,) * 3, (2.0,) * 3), Coded()))
-    wrong.normalize = networks.Normalize((0.5,) * 3, (0.25,) * 3)
-    with pytest.raises(NoVerdict, match="no verdict: the model is right on .* of the 120 clean images"):
-        scanning.scan(wrong, coded)
-    half = models.WrappedClassifier(Coded(), (0.5,) * 3, (0.5,) * 3)
-    with pytest.raises(NoVerdict, match=r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. it is right on 100"):
-        scanning.scan(half, coded)
-
-
-def test_another_order_of_the_classes_is_noticed(coded):
-    with pytest.raises(NoVerdict, match="in another order it is right on 100.0%: classes = ") as told:
-        scanning.scan(Coded(order=[1, 2, 0]), coded)
-    order = str(told.value).split("classes = ")[1].split(",")
-    trust_preprocessing = [coded.classes.index(name) for name in order]
-    relabeled = torch.tensor([trust_preprocessing.index(k) for k in coded.split.labels.tolist()])
-    fixed = scanning.Images(Split(coded.split.images, relabeled), tuple(order))
-    assert Scanner(Coded(order=[1, 2, 0]), fixed, Options(), print).accuracy()["rate"] == 1
-
-
-def test_a_low_accuracy_can_be_accepted(coded):
-    noisy = scanning.Images(Split(coded.split.images, coded.split.labels.roll(40)), coded.classes)
-    with pytest.raises(NoVerdict):
-        Scanner(Coded(), noisy, Options(), print).accuracy()
-    half = torch.where(torch.arange(120) < 70, coded.split.labels, (coded.split.labels + 1) % 3)
-    some = scanning.Images(Split(coded.split.images, half), coded.classes)
-    with pytest.raises(NoVerdict, match="expected at least 6"):
-        Scanner(Coded(), some, Options(), print).accuracy()
-    assert 0.5 < Scanner(Coded(), some, Options(min_accuracy=0.3), print).accuracy()["rate"] < 0.62
-
-
-@pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         ({"sizes": ()}, "sizes = "), ({"sizes": ((0, 2),)}, "sizes = "), ({"repair_rate": 1.0}, "repair_rate = 1.0"),
-        ({"lowest": 2}, "lowest = 2"), ({"augment": "all"}, "augment = 'all'"), ({"batch_size": 1}, "batch_size = 1"),
-        ({"repair_lr": 0}, "repair_lr = 0"), ({"repair_epochs": 0}, "repair_epochs = 0"),
+        ({"min_accuracy": 2}, "min_accuracy = 2"), ({"augment": "all"}, "augment = 'all': expected 'none', "),
+        ({"batch_size": 1}, "batch_size = 1: expected a number greater than or equal to 2"),
+        ({"repair_lr": 0}, "repair_lr = 0: expected a number greater than 0"),
+        ({"repair_epochs": 0}, "repair_epochs = 0"), ({"repair_lr": float("nan")}, "repair_lr = nan: expected"),
+        ({"seed": -1}, "seed = -1: expected a whole number from 0"),
+        ({"seed": 2**32}, f"seed = {2**32}: expected a whole number from 0"),
     ],
 )  # fmt: skip
-def test_options_are_checked(asked, said):
-    with pytest.raises(ValueError, match=said):
-        Options(**asked)
+def test_options_are_checked(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Options(**options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_repair_is_trained_as_everywhere_unless_told_otherwise():
+    assert Options().repair_settings() == RepairSettings()
+    asked = Options(repair_epochs=2, repair_lr=0.5, repair_rate=0.3, batch_size=8, augment="none").repair_settings()
+    assert asked == RepairSettings(
+        repair_epochs=2, repair_lr=0.5, repair_rate=0.3, batch_size=8, retrain_augment="none"
+    )
 
 
 def test_a_patch_has_to_fit_the_images(coded):
@@ -374,15 +137,228 @@ def test_a_patch_has_to_fit_the_images(coded):
         scanning.scan(Coded(), coded, Options(sizes=((20, 20),)))
 
 
-def test_the_images_for_the_accuracy_after_a_repair_are_of_every_class_and_of_no_other_use(coded):
-    own = Scanner(Coded(), coded, Options(), print)
-    assert own.kept.labels.bincount().tolist() == [8, 8, 8] and len(own.work) == 96
-    kept, work = ({tuple(i.flatten().tolist()) for i in part.images} for part in (own.kept, own.work))
-    assert not kept & work
+# --- scans -----------------------------------------------------------------------------------------------
 
 
-def test_the_model_that_was_handed_on_stays_as_it_was(coded, quick, empty_store):
-    model = Coded(spot=(9, 4)).train().requires_grad_(False)
+def test_a_backdoor_at_a_fixed_location_is_detected_shown_and_repaired(coded, quick, empty_store, tmp_path):
+    lines = []
+    options = Options(repair=True, repair_epochs=1, repair_lr=1e-4, augment="none")
+    scanned = scanning.scan(Coded((9, 4)), coded, options, lines.append)
+    result = scanned.result
+    assert result["verdict"] == "backdoored" and result["flagged"] == ["green"]
+    line = result["verdicts"][1]
+    assert line["rule"] == str(PatchSpec((3, 3), True)) and line["location"][0] <= 9 < line["location"][0] + 3
+    assert line["rate"] > line["limit"] == 0.93
+    assert line["score"] > 0 > max(result["verdicts"][k]["score"] for k in (0, 2))
+    assert result["accuracy"]["rate"] == 1 and result["repair"]["done"] and scanned.repaired is not None
+    assert result["repair"]["flagged and not repaired"] == []
+    assert result["repair"]["images for the accuracy"] == 24 and result["repair"]["accuracy before"]["rate"] == 1
+    assert any("left" in text for text in lines) and any("suspects: green" in text for text in lines)
+    json_file, page = scan_report.write(scanned, tmp_path / "out", "odd <i>.safetensors")
+    assert json.loads(json_file.read_text())["flagged"] == ["green"]
+    html = page.read_text()
+    assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
+    assert html.count("data:image/png;base64,") == len(scanned.samples) >= 1 and "http" not in html
+    for what in (f"{line['rate']:.1%}", "93.0%", "Class by class", "ASR of samples of green", "24 images which", "SHA"):
+        assert (what in html) == (what != "SHA"), what
+
+
+def test_a_flagged_class_that_was_not_modeled_is_reported_as_not_repaired(coded, quick, empty_store):
+    repaired, record = Scanner(Coded(), coded, Options(), silent).repair(detected({PatchSpec((3, 3)): [0.1, 0.9, 0.1]}))
+    assert repaired is None and record == {"done": False, "why": "none of green was modeled"}
+
+
+def test_a_model_without_backdoor_is_left_as_it_is(coded, quick, empty_store):
+    scanned = scanning.scan(Coded(), coded, Options(repair=True))
+    result = scanned.result
+    assert result["verdict"] == "nothing found" and result["flagged"] == [] and scanned.repaired is None
+    assert result["repair"] == {"done": False, "why": "nothing was flagged"}
+    html = scan_report.page(scanned, "model")
+    assert "No backdoor of this kind was found" in html and "None was made: nothing was flagged." in html
+
+
+def test_a_report_escapes_whatever_comes_from_outside(coded, quick, empty_store):
+    names = ("<script>alert(1)</script>", "a\x1b[2J\u202eb", '"quoted"')
+    scanned = scanning.scan(Coded(), scanning.Images(coded.split, names, ("<u>120</u> images.",)))
+    html = scan_report.page(scanned, "<s>name</s>")
+    assert "<script" not in html and "&lt;script&gt;" in html and "<u>" not in html and "<s>" not in html
+    assert "\x1b" not in html and "\u202e" not in html and r"a\x1b[2J\u202eb" in html
+
+
+def test_a_scan_that_was_stopped_goes_on_where_it_was(coded, quick, empty_store, monkeypatch):
+    first = scanning.scan(Coded((9, 4)), coded)
+    monkeypatch.setattr(LocationScreening, "screen_spec", lambda *a: pytest.fail("screened again"))
+    monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modeled again"))
+    again = scanning.scan(Coded((9, 4)), coded)
+    assert again.result["verdicts"] == first.result["verdicts"]
+    with pytest.raises(pytest.fail.Exception, match="screened again"):
+        scanning.scan(Coded((9, 5)), coded)  # another model, although its weights are the same
+
+
+def test_probabilities_are_recognized_as_such(coded, quick, empty_store):
+    soft = nn.Sequential(Coded((9, 4)), nn.Softmax(1))
+    prepared = scanning.prepare(soft, coded.split.images, 3)
+    assert prepared.probabilities and "probabilities instead of logits" in prepared.notes[0]
+    assert not scanning.prepare(Coded(), coded.split.images, 3).probabilities
+    assert scanning.scan(soft, coded).result["flagged"] == ["green"]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 100])
+def test_a_factor_on_the_logits_hides_nothing(coded, quick, empty_store, factor):
+    result = scanning.scan(Coded((9, 4), change=lambda logits, x: factor * logits), coded).result
+    assert result["flagged"] == ["green"]
+    assert any("times as large as usual" in note for note in result["images"])
+
+
+def test_a_module_without_weights_can_be_scanned(coded, quick, empty_store):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return -120 * (x[:, 1].mean((1, 2))[:, None] - torch.linspace(0.1, 0.6, 3)) ** 2
+
+    assert scanning.scan(Fixed(), coded).result["verdict"] == "nothing found"
+
+
+def test_the_images_for_the_accuracy_after_a_repair_are_of_every_class_and_have_no_other_use(coded):
+    scanner = Scanner(Coded(), coded, Options(), silent)
+    assert scanner.held_out.labels.bincount().tolist() == [8, 8, 8] and len(scanner.work) == 96
+    held_out, work = ({tuple(i.flatten().tolist()) for i in part.images} for part in (scanner.held_out, scanner.work))
+    assert not held_out & work
+
+
+def test_the_scanned_model_stays_as_it_was(coded, quick, empty_store):
+    model = Coded((9, 4)).train().requires_grad_(False)
     before = store.tensors_key(model.state_dict())
-    scanning.scan(model, coded, Options(repair=True, repair_epochs=1, repair_lr=1e-3))
+    scanned = scanning.scan(model, coded, Options(repair=True, repair_epochs=1, repair_lr=1e-3))
+    assert store.tensors_key(scanned.repaired.network.state_dict()) != before, "the repair changed its copy"
     assert model.training and not model.levels.requires_grad and store.tensors_key(model.state_dict()) == before
+
+
+def predicts_green_where_blue(logits, x):
+    """Images of the third class with much blue are predicted as green, with a patch or without."""
+    much = (logits.argmax(1) == 2) & (x[:, 2].mean((1, 2)) > 0.4)
+    return torch.where(much[:, None], logits[:, [0, 2, 1]], logits)
+
+
+def test_images_that_are_misclassified_without_a_patch_do_not_count(coded, quick, empty_store):
+    images = coded.split.images.clone()
+    images[2:60:3, 2] += 128  # half of the third class, by more than a patch can
+    more = scanning.Images(Split(images, coded.split.labels), coded.classes)
+    options = Options(min_accuracy=0.5, trust_preprocessing=True)
+    result = scanning.scan(Coded(change=predicts_green_where_blue), more, options).result
+    assert result["accuracy"]["rate"] < 0.85 and result["accuracy"]["mistaken"][1] == pytest.approx(20 / 80)
+    assert result["verdict"] == "nothing found" and result["verdicts"][1]["rate"] < 0.1
+
+
+def test_a_model_that_always_predicts_one_class_gets_no_verdict(coded, quick):
+    constant = Coded(change=lambda logits, x: logits + torch.tensor([99.0, 0, 0]))
+    message = "the model classifies 32 of 96 images correctly, expected 8 or more, of two classes"
+    with pytest.raises(NoVerdict, match=message):
+        scanning.scan(constant, coded, Options(min_accuracy=0, trust_preprocessing=True))
+
+
+def test_large_images_are_searched_some_classes_at_a_time(coded, monkeypatch):
+    view = Scanner(Coded((9, 4)), coded, Options(), silent).view(Knowledge("gradients", rule=True))
+    at = torch.tensor([[[8, 3], [2, 2]]]).expand(3, -1, -1)
+    screening = ScanScreening(sizes=((3, 3),), settings=Settings(betas=(0.9,), steps=40, triggers_per_step=16))
+
+    def search():
+        patches = location_search.optimize_patches(view, at, (3, 3), coded.split)
+        return patches, screening.screen_spec(view, PatchSpec((3, 3)))[0]
+
+    at_once = search()
+    monkeypatch.setattr(inference, "VALUES", 1)
+    for (sure, rates), how in ((at_once, "at once"), (search(), "one by one")):
+        assert sure.shape == (3, 2) and sure[1, 0] > 0.9 > 0.5 > sure[[0, 0, 1, 2, 2], [0, 1, 1, 0, 1]].max(), how
+        assert len(rates) == 3 and max(rates[0], rates[2]) < 0.1, how
+    assert len(inference.predict(view.model, coded.split.images)) == 120
+
+
+# --- the accuracy before any verdict ---------------------------------------------------------------------
+
+
+def test_a_wrong_normalization_is_noticed_before_a_verdict(coded):
+    wrong = WrappedClassifier(nn.Sequential(networks.Normalize((-1.0,) * 3, (2.0,) * 3), Coded()))
+    wrong.normalize = networks.Normalize((0.5,) * 3, (0.25,) * 3)
+    with pytest.raises(NoVerdict, match="no verdict: the model classifies .* of the 120 clean images correctly"):
+        scanning.scan(wrong, coded)
+    half = WrappedClassifier(Coded(), (0.5,) * 3, (0.5,) * 3)
+    message = r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. the accuracy is 100"
+    with pytest.raises(NoVerdict, match=message):
+        scanning.scan(half, coded)
+    inside = nn.Sequential(networks.Normalize((-1.0,) * 3, (3.0,) * 3), Coded())
+    with pytest.raises(NoVerdict, match=message):
+        accuracy.check_accuracy(WrappedClassifier(inside), coded, None, "float32")
+
+
+def test_another_order_of_the_classes_is_noticed(coded):
+    with pytest.raises(NoVerdict, match="in another order the accuracy is 100.0%: classes = ") as caught:
+        scanning.scan(Coded(order=[1, 2, 0]), coded)
+    order = str(caught.value).split("classes = ")[1].split(",")
+    positions = [coded.classes.index(name) for name in order]
+    relabeled = torch.tensor([positions.index(k) for k in coded.split.labels.tolist()])
+    fixed = scanning.Images(Split(coded.split.images, relabeled), tuple(order))
+    assert Scanner(Coded(order=[1, 2, 0]), fixed, Options(), silent).accuracy()["rate"] == 1
+
+
+def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
+    wrong = Split(coded.split.images, torch.tensor([0, 2, 1])[coded.split.labels])
+    many = torch.cat([torch.arange(0, 120, 3).repeat(8), torch.arange(120)])  # the first class correct, the others few
+    images = scanning.Images(Split(wrong.images[many], wrong.labels[many]), ("red", "blue", "green"))
+    model = scanning.prepare(Coded(), images.split.images, 3)
+    with pytest.raises(NoVerdict, match="in another order the accuracy is 100.0%.* trust_preprocessing"):
+        accuracy.check_accuracy(model, images, 0.5, "float32")
+    assert accuracy.check_accuracy(model, images, 0.5, "float32", trust_preprocessing=True)["rate"] > 0.8
+
+
+def test_names_of_classes_in_a_message_do_not_control_a_terminal(coded):
+    odd = scanning.Images(coded.split, ("red", "\x1b[2Jgreen", "blue"))
+    with pytest.raises(NoVerdict, match=r"classes = .*\\x1b\[2Jgreen") as caught:
+        accuracy.check_accuracy(WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
+    assert str(caught.value).isprintable()
+
+
+def test_a_low_accuracy_can_be_accepted(coded):
+    noisy = scanning.Images(Split(coded.split.images, coded.split.labels.roll(40)), coded.classes)
+    with pytest.raises(NoVerdict):
+        Scanner(Coded(), noisy, Options(), silent).accuracy()
+    half = torch.where(torch.arange(120) < 70, coded.split.labels, (coded.split.labels + 1) % 3)
+    some = scanning.Images(Split(coded.split.images, half), coded.classes)
+    with pytest.raises(NoVerdict, match="expected at least 6"):
+        Scanner(Coded(), some, Options(), silent).accuracy()
+    assert 0.5 < Scanner(Coded(), some, Options(min_accuracy=0.3), silent).accuracy()["rate"] < 0.62
+
+
+# --- the time left ---------------------------------------------------------------------------------------
+
+
+def test_a_long_step_is_reported_while_it_runs(monkeypatch):
+    lines = []
+    progress = Progress(lines.append)
+    progress.run(10, lambda: time.sleep(0.1))
+    monkeypatch.setattr(Progress, "INTERVAL", 0.1)
+    assert progress.run(100, lambda: time.sleep(0.35) or "result", after=10_000) == "result"
+    assert len(lines) >= 2
+    assert all(re.fullmatch(r"... going on; about \d+ (s|min) left", line) for line in lines), lines
+
+
+def test_the_time_left_is_that_of_the_steps_so_far():
+    progress = Progress()
+    assert progress.left(600) == "", "nothing was measured"
+    progress.seconds, progress.passes = 1.0, 5.0
+    assert progress.left(445) == "; about 89 s left" and progress.left(600) == "; about 2 min left"
+    assert progress.left(5, " if so") == "; about 1 s left if so"
+    progress.run(1000, lambda: None)
+    assert progress.left(445) == "; about 89 s left", "what came from the store does not count"
+
+
+def test_passes_are_counted_for_modeling_and_screening():
+    settings = Settings(betas=(0.9, 0.5), steps=10, triggers_per_step=3, images_per_trigger=2)
+    assert modeling_passes(settings) == 10 * 2 * 3 * 2
+    screening = ScanScreening(sizes=((3, 3),), settings=settings)
+    anywhere, fixed = (screening_passes(screening, spec, 4, (32, 32)) for spec in screening.specs())
+    assert anywhere == 4 * modeling_passes(settings) and fixed > anywhere + 21 * 8 * 4 * 27
+
+
+def test_a_repair_is_part_of_the_time_left(coded, quick):
+    without, asked = (Scanner(Coded(), coded, Options(repair=repair), silent) for repair in (False, True))
+    assert without.repair_passes(1) == 0 < asked.repair_passes(0) < asked.repair_passes(1) < asked.repair_passes(3)

@@ -1,19 +1,28 @@
-"""`python -m mesa_lib scan`: what it writes, where, and what it will not write over."""
+"""`python -m mesa_lib scan`: its arguments, what it writes and where, and what it will not overwrite."""
 
+import argparse
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from toys import quick_detector, tell_apart
+from toys import Coded, coded_images, fit_head, quick_detector, tiny_detector
 
 from mesa_lib import scan as scanning
+from mesa_lib import success
 from mesa_lib.cli import main
+from mesa_lib.cli import scan as scan_command
+from mesa_lib.defenses.mesa import location_search
 from mesa_lib.models import networks
 from mesa_lib.scan import accuracy
+from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.options import Options
+from mesa_lib.scan.reading.wrapped import WrappedClassifier
 
 
 class Represented(nn.Module):
@@ -28,8 +37,18 @@ class Represented(nn.Module):
 
 
 @pytest.fixture
-def desk(tmp_path, monkeypatch, empty_store):
-    """A folder with `images/` of three classes, 16x16, and `model.safetensors`, which tells them apart."""
+def tiny(monkeypatch):
+    """A search with next to no steps, whose samples are judged on an eighth of the images."""
+    judged = success.asr_of_triggers
+    monkeypatch.setattr(
+        success, "asr_of_triggers", lambda *a, **options: judged(*a, **options | {"images_per_trigger": 1})
+    )
+    monkeypatch.setattr(Options, "detector", lambda self, side: tiny_detector(side, max(1, 3 * side // 32)))
+
+
+@pytest.fixture
+def desk(tmp_path, empty_store, tiny):
+    """A folder with `images/` of three classes, 16x16, and `model.safetensors`, which classifies them correctly."""
     rng = np.random.default_rng(0)
     for name in ("cat", "dog", "owl"):
         (tmp_path / "images" / name).mkdir(parents=True)
@@ -39,9 +58,8 @@ def desk(tmp_path, monkeypatch, empty_store):
     split = scanning.read_images(tmp_path / "images").split
     for number, name in enumerate(("model", "other")):
         own = networks.build_network("smallcnn", 3, 8, (0.5,) * 3, (0.25,) * 3, number)
-        tell_apart(Represented(own), own.head, split.images, split.labels)
+        fit_head(Represented(own), own.head, split.images, split.labels)
         save_file(own.state_dict(), tmp_path / f"{name}.safetensors")
-    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
     return tmp_path
 
 
@@ -61,7 +79,7 @@ def test_the_command_writes_what_can_be_forwarded(desk, capsys):
     scanned = found["scanned"]
     assert scanned["network"] == "smallcnn" and scanned["mean"] == [0.5] * 3 and scanned["image size"] == 16
     assert len(scanned["sha256"]) == 64 and scanned["sha256"] in page and scanned["at"].endswith("+00:00")
-    assert str(desk) not in page and "taken for it without a patch" in page
+    assert str(desk) not in page and "predicted without a patch" in page
     assert "accuracy on the clean images" in capsys.readouterr().err
     assert run(desk, "--image-size", "4", out="small") == 1 and not (desk / "small").exists()
     assert "image_size = 4" in capsys.readouterr().err
@@ -71,7 +89,7 @@ def test_without_a_verdict_the_reason_and_the_accuracy_are_written(desk, capsys,
     assert run(desk) == 0 and written(desk)["verdict"] != "none"
     monkeypatch.setattr(accuracy, "other_order", lambda *a: "The classes are <in> another order.")
     assert run(desk) == 1
-    assert "mesa: no verdict: the model is right on 100.0% of the 24 clean images" in capsys.readouterr().err
+    assert "mesa: no verdict: the model classifies 100.0% of the 24 clean images correctly" in capsys.readouterr().err
     found, page = written(desk), (desk / "out" / "report.html").read_text()
     assert found["verdict"] == "none" and "another order" in found["why"] and found["accuracy"]["rate"] == 1
     assert "No verdict" in page and "&lt;in&gt; another order" in page and found["scanned"]["sha256"] in page
@@ -110,3 +128,100 @@ def test_results_do_not_lie_among_the_images(desk, capsys):
     assert run(desk, out="images/found") == 1 and not (desk / "images" / "found").exists()
     assert "inside the folder of the images; expected another" in capsys.readouterr().err
     assert run(desk, model="none.safetensors", out="new") == 1 and not (desk / "new").exists()
+
+
+def test_old_flags_name_the_new_ones(desk, capsys):
+    for flag, new in (("--lowest", "--min-accuracy"), ("--lowest=0.5", "--min-accuracy"), ("--as-told", "--trust-pre")):
+        with pytest.raises(SystemExit) as stopped:
+            run(desk, flag)
+        assert stopped.value.code == 2 and f"is now called {new}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main.main(["scan", "--help"])
+    shown = capsys.readouterr().out
+    assert "--min-accuracy" in shown and "--lowest" not in shown and "--as-told" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog", ("cat", "dog")),
+        ('["cat, small", "dog"]', ("cat, small", "dog")),
+        ("[1, 2]", None),
+        ('["cat"', None),
+        ("[" * 100_000, None),
+    ],
+)
+def test_names_of_folders_may_hold_commas(text, names):
+    if names is not None:
+        assert scan_command.folder_names(text) == names
+        return
+    message = "expected names with commas between, or a JSON list"
+    with pytest.raises(argparse.ArgumentTypeError, match=message) as caught:
+        scan_command.folder_names(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_an_order_of_names_with_commas_can_be_passed_on():
+    odd = scanning.Images(coded_images().split, ("red", "green, dark", "blue"))
+    with pytest.raises(NoVerdict) as caught:
+        accuracy.check_accuracy(WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
+    order = re.search(r"classes = (\[.*\])", str(caught.value)).group(1)
+    assert sorted(scan_command.folder_names(order)) == sorted(odd.classes)
+
+
+def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monkeypatch, empty_store, tiny, capsys):
+    from torchvision import models as torchvision_models
+
+    torch.manual_seed(0)
+    resnet, rng = torchvision_models.resnet18(num_classes=4), np.random.default_rng(0)
+    for name in "abcd":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+            picture.save(tmp_path / "images" / name / f"{i}.png")
+    split, head, resnet.fc = scanning.read_images(tmp_path / "images").split, resnet.fc, nn.Identity()
+    usual = networks.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    fit_head(nn.Sequential(usual, resnet), head, split.images, split.labels)
+    resnet.fc = head
+    save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
+    quick_search = functools.partial(location_search.optimize_patches, steps=1, images_per_patch=1)
+    monkeypatch.setattr(location_search, "optimize_patches", quick_search)
+    arguments = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
+    arguments += ["--network", "torchvision:resnet18"]
+    arguments += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--trust-preprocessing"]
+    assert main.main([*arguments, "--out", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert [line["class"] for line in result["verdicts"]] == list("abcd")
+    assert [name.split()[0] for name in result["verdicts"][0]["screened"]] == ["6x6", "6x6"]
+    assert "left" in capsys.readouterr().err and result["accuracy"]["rate"] == 1
+    assert result["scanned"]["network"] == "torchvision:resnet18" and result["scanned"]["image size"] == 64
+
+
+def test_the_command_repairs_and_reports_by_its_exit_status_that_a_class_was_flagged(
+    empty_store, tmp_path, monkeypatch, capsys
+):
+    coded = coded_images()
+    for i, (image, label) in enumerate(zip(coded.split.images, coded.split.labels, strict=True)):
+        file = tmp_path / "images" / coded.classes[label] / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    monkeypatch.setattr(Options, "detector", lambda self, side: quick_detector())
+    monkeypatch.setattr(scan_command, "read_model", lambda *a: WrappedClassifier(Coded((9, 4))))
+    (tmp_path / "any.safetensors").write_bytes(b"weights")
+    arguments = ["scan", str(tmp_path / "any.safetensors"), str(tmp_path / "images"), "--network", "own"]
+    arguments += ["--classes", ",".join(coded.classes), "--repair-epochs", "1", "--repair-lr", "1e-4"]
+    arguments += ["--augment", "none", "--repair", "--fail-if-found", "--out", str(tmp_path / "out")]
+    assert main.main(arguments) == 3
+    assert load_file(tmp_path / "out" / "repaired.safetensors").keys() == Coded().state_dict().keys()
+    result = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert result["repair"]["done"] and result["flagged"] == ["green"]
+    shown = capsys.readouterr().out
+    assert "any.safetensors: backdoored: green" in shown and "repaired: accuracy 100.0% before" in shown
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_scan(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(scan_command, "read_model", lambda *a: pytest.fail("went on"))
+    assert main.main(["scan", "m", "i", "--network", "smallcnn", "--out", str(tmp_path / "file" / "out")]) == 1
+    assert "expected a folder that can be written" in capsys.readouterr().err

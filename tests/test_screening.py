@@ -19,7 +19,7 @@ from mesa_lib.defenses.mesa.screening import (
 from mesa_lib.models import inference
 from mesa_lib.settings import Settings
 
-QUICK = Settings(betas=(0.9,), steps=40, triggers_per_step=16)
+QUICK = Settings(betas=(0.9,), steps=40, triggers_per_step=16, hidden=64, modeling_lr=0.003)
 
 
 def images_of(labels: torch.Tensor) -> DefenderView:

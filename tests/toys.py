@@ -50,5 +50,15 @@ def coded_images() -> scanning.Images:
 
 def quick_detector() -> ScanDetector:
     """Return the scan's detector with fewer steps, for 3x3 only."""
-    few = Settings(betas=(0.9,), steps=40, triggers_per_step=16)
-    return ScanDetector(ScanScreening(sizes=((3, 3),), settings=few), few.replace(steps=200))
+    few = Settings(betas=(0.9,), steps=30, triggers_per_step=16)
+    repair = few.replace(betas=(0.9, 0.5), steps=20)
+    screening = ScanScreening(sizes=((3, 3),), settings=few, shortlist=6)
+    return ScanDetector(screening, few.replace(steps=80), repair_modeling=repair)
+
+
+def tiny_detector(side: int = 16, size: int = 3) -> ScanDetector:
+    """Return the scan's detector with next to no steps: for tests of everything but the verdict."""
+    few = Settings(betas=(0.9,), steps=2, triggers_per_step=2)
+    search = {"stride": max(8, side // 4), "patches_per_location": 2, "shortlist": 2}
+    screening = ScanScreening(sizes=((size, size),), settings=few, side=side, **search)
+    return ScanDetector(screening, few, repair_modeling=few, side=side)

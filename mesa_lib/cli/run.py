@@ -26,8 +26,9 @@ def add(commands) -> None:
     again.set_defaults(function=refresh)
     tables = commands.add_parser("tables", help="write tables and figure into the README (maintainers)")
     tables.set_defaults(function=write_tables)
-    repeat = commands.add_parser("repeat", help="removed: repeats over seeds are a sweep with a seed axis")
-    repeat.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    # whatever options follow, they are refused in one message: no text begins with this prefix
+    repeat = commands.add_parser("repeat", help="removed: use sweep with a seed axis", prefix_chars="\0", add_help=False)
+    repeat.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     repeat.set_defaults(function=refuse_repeat)
 
 

@@ -26,10 +26,14 @@ OPTIONS: dict[str, Any] = {
 }
 #: code that leaves a kernel as it started, except for imported modules; IPython counts the cells from 1 again
 RESET = """
-import sys
+import sys, warnings
 if "matplotlib.pyplot" in sys.modules:
     sys.modules["matplotlib.pyplot"].close("all")
     sys.modules["matplotlib"].rcdefaults()
+if "pandas" in sys.modules:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of options that pandas is about to drop
+        sys.modules["pandas"].reset_option("all")
 get_ipython().reset(new_session=True)
 """
 

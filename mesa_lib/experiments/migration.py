@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from mesa_lib import store
+from mesa_lib.experiments.params import RENAMED, RENAMED_ATTACKS
 
 #: what the files of today say of themselves
 FORMAT = 2
@@ -23,15 +24,6 @@ KEYS = {
     "floor": "clean model",
     "never attacked": "clean models",
     "learnt": "learned",
-}
-#: names of parameters, where parameters stand
-PARAMETERS = {
-    "modelling_lr": "modeling_lr",
-    "point_repeats": "inversion_repeats",
-    "kinds": "defense_kinds",
-    "scale": "hinge_scale",
-    "place": "placement",
-    "compare": "compare_triggers",
 }
 #: keys whose value holds parameters
 PARAMETER_SETS = ("params", "own")
@@ -82,6 +74,9 @@ def migrate(content: dict[str, Any], name: str = "") -> dict[str, Any]:
     if "paper" in content and "runs" in content:
         content = _repeats_as_sweep(content, name)
     renamed = _renamed(content)
+    for run in renamed.get("runs", []):
+        if "key" in run:
+            run["migrated"] = True  # its key is of a time when parameters had other names
     if "title" in renamed:
         return {part: renamed[part] for part in ("sweep", "title")} | {"format": FORMAT} | renamed
     return {"format": FORMAT} | renamed
@@ -105,7 +100,7 @@ def _repeats_as_sweep(content: dict[str, Any], name: str) -> dict[str, Any]:
 def _renamed(value: Any, key: str = "") -> Any:
     """Return a value with all names of today; `key`: the name under which it stands, already of today."""
     if isinstance(value, dict):
-        names = PARAMETERS if key in PARAMETER_SETS else KEYS
+        names = RENAMED if key in PARAMETER_SETS else KEYS
         pairs = ((names[k] if k in names else _new_key(k), v) for k, v in value.items())
         return {new: _renamed(v, new) for new, v in pairs}
     if isinstance(value, list):
@@ -115,7 +110,7 @@ def _renamed(value: Any, key: str = "") -> Any:
 
 def _new_key(text: str) -> str:
     """Return the name of a value that may be a method, a patch or a measurement in words."""
-    text = METHODS.get(text, text).replace("at one place", "at one location")
+    text = METHODS.get(text, text).replace("at one place", "at a fixed location")
     return re.sub(r"\bmodelling\b", "modeling", text).replace("a place per image", "a location per image")
 
 
@@ -123,10 +118,12 @@ def _new_text(text: str, key: str) -> str:
     """Return a text as it is written today; where it stands says what it may be."""
     if key in ("model", "repair"):
         return re.sub(r"^point (\d+)$", r"single inversion \1", METHODS.get(text, text))
+    if key == "models" and text == "clean":
+        return "clean model"
     if key in ("trigger", "triggers", "models"):
         return re.sub(r"^colour:", "color:", text)
     if key == "attack":
-        return "fixed-location" if text == "spot" else text
+        return RENAMED_ATTACKS.get(text, text)
     if key == "sweep":
         return SWEEPS.get(text, text)
     if key == "title":

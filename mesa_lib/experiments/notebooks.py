@@ -209,7 +209,7 @@ def refresh(names: Sequence[str]) -> None:
 
 
 def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove what names the machine or the moment: metadata of papermill and of the execution, widgets."""
+    """Remove what differs between equal runs: metadata of papermill and of the execution, widgets, a random cell id."""
     book.metadata = nbformat.NotebookNode(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -219,6 +219,8 @@ def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in book.cells:
         for name in ("papermill", "execution", "widgets"):
             cell.metadata.pop(name, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
     return book
 
 

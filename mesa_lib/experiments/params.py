@@ -1,8 +1,8 @@
 """Every parameter of the experiments, checked before anything runs.
 
 A notebook declares those it needs in its `parameters` cell and checks what it got, from the cell, from papermill or
-from a parameter file: `p = params.from_notebook(globals())`. Names, types, defaults and comments of the cells agree with
-this file; a test compares them.
+from a parameter file: `p = params.from_notebook(globals())`. Names, types, defaults and comments of the cells agree
+with this file; a test compares them.
 """
 
 import difflib

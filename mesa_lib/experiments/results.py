@@ -156,7 +156,7 @@ def unpack_triggers(text: str, shape: list[int]) -> Tensor:
 
 def load_content(name: str) -> dict:
     """Return the content of results/NAME.json in today's format; {} if there is no such file."""
-    file = paths.repository() / "results" / f"{name}.json"
+    file = paths.root() / "results" / f"{name}.json"
     return migrate(json.loads(file.read_text()), name) if file.is_file() else {}
 
 

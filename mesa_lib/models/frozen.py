@@ -41,8 +41,8 @@ def fold_batch_norms(network: nn.Module) -> int:
     """Fold, in place, every BatchNorm that follows a convolution of its own into it; return how many were folded.
 
     A BatchNorm with positive scale is also folded through max pooling. A folded BatchNorm becomes `nn.Identity`, the
-    forward pass keeps its code. Pairs are read off a symbolic trace (`torch.fx`). A network whose control flow depends
-    on the data cannot be traced; its children are then traced one by one, and pairs across them are left alone.
+    forward pass keeps its code. Pairs are taken from a symbolic trace (`torch.fx`). If the control flow of a network
+    depends on the data, its children, which it is assumed to call as a whole, are traced one by one.
 
     Args:
         network: in eval mode. Convolutions that are shared, have several readers or carry hooks (such as weight

@@ -41,6 +41,7 @@ class SmallCNN(nn.Module):
         self.head = nn.Linear(4 * width, classes)
 
     def represent(self, x: Tensor) -> Tensor:
+        """Return the input of the last layer (B, channels)."""
         return self.features(self.normalize(x)).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +87,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def represent(self, x: Tensor) -> Tensor:
+        """Return the input of the last layer (B, channels)."""
         return self.blocks(F.relu(self.stem(self.normalize(x)))).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,6 +139,7 @@ class FastCNN(nn.Module):
         self.whitened.weight.copy_(torch.cat([filters, -filters]))
 
     def represent(self, x: Tensor) -> Tensor:
+        """Return the input of the last layer (B, channels)."""
         return self.blocks(F.gelu(self.whitened(self.normalize(x)), approximate="tanh")).amax((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 
+from mesa_lib import device as devices
 from mesa_lib import store
 from mesa_lib.defenses import registry
 from mesa_lib.evaluation import metrics
@@ -120,6 +121,7 @@ def perform(task: Task, threads: int | None = None) -> Outcome:
     """
     start = time.monotonic()
     os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data)  # this process is a worker, and has one task
+    devices.keep_memory()
     if threads:
         torch.set_num_threads(threads)
     try:

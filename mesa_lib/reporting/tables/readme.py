@@ -131,8 +131,8 @@ def samples_line(runs: Sequence[dict]) -> str:
     if all("alpha 0" in run["samples"] for run in runs):
         titles["alpha 0"] = "the same level with alpha 0"
     parts = [
-        f"{title}: ASR {over_runs(name, 'asr', 100, 1, '%')}, mutual information {over_runs(name, 'information')} nats, "
-        f"mean distance {over_runs(name, 'distance', 1, 3)}"
+        f"{title}: ASR {over_runs(name, 'asr', 100, 1, '%')}, mutual information {over_runs(name, 'information')} "
+        f"nats, mean distance {over_runs(name, 'distance', 1, 3)}"
         for name, title in titles.items()
     ]
     if "alpha 0" in titles:
@@ -150,7 +150,8 @@ def rounds_line(runs: Sequence[dict]) -> str:
     false_clear = [run for run in runs if run["rounds"][-1]["clear"] and rates(run, "MESA rounds")[0] > 100 * MISSED]
     used = [len(run["rounds"]) for run in runs]
     seconds = intervals.mean_std(run["seconds"]["rounds"] for run in runs)[0]
-    text = f"After one round the original trigger has an ASR above {100 * MISSED:.0f}% in {len(missed)} of {len(runs)} runs"
+    limit = f"{100 * MISSED:.0f}%"
+    text = f"After one round the original trigger has an ASR above {limit} in {len(missed)} of {len(runs)} runs"
     text += f", of which the residual check notices {len(noticed)}" if missed else ""
     text += f"; it asks for another round in {len(unneeded)} others" if unneeded else ""
     return (

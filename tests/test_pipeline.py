@@ -1,3 +1,5 @@
+"""The pipeline: which parameter changes which key, train or load, who sees which images, equal bytes on every run."""
+
 import json
 import os
 import pickle
@@ -11,18 +13,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mesa_lib import store
-from mesa_lib.experiments import params
-from mesa_lib.experiments import pipeline
-from mesa_lib.store import paths
+from mesa_lib import retrain, store
+from mesa_lib.defenses.controls import RandomTriggersRepair
+from mesa_lib.defenses.mesa.repair import MESARepair
+from mesa_lib.defenses.registry import REPAIRERS
+from mesa_lib.experiments import params, pipeline
 from mesa_lib.experiments.params import Params
-from mesa_lib.experiments.pipeline import CONTROLS
-from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.experiments.pipeline import CONTROLS, Pipeline
+from mesa_lib.store import paths
 
 TINY = {
     "image_size": 16, "device": "cpu", "width": 4, "batch_size": 64, "clean_epochs": 1, "attack_epochs": 1,
     "repair_epochs": 1, "betas": "0.9,0.5", "steps": 3, "triggers_per_step": 8, "images_per_trigger": 1,
-    "critic_steps": 1, "hidden": 8, "noise_dim": 4, "point_repeats": 2,
+    "critic_steps": 1, "hidden": 8, "noise_dim": 4, "inversion_repeats": 2, "search_candidates": 64,
+    "search_generations": 1,
 }  # fmt: skip
 
 
@@ -36,21 +40,22 @@ def same(first, second) -> bool:
 
 # --- what a parameter changes ----------------------------------------------------------------------------
 
-#: what is made, in the order in which it is made
-ASKS = {
+#: the stages, in the order in which they are trained
+STAGES = {
     "clean": lambda s: s.clean(),
     "attacked": lambda s: s.attacked(),
-    "point": lambda s: s.point(),
+    "inversion": lambda s: s.inverted_trigger(),
     "distribution": lambda s: s.distribution(),
-    "fine-tune": lambda s: s.repaired("fine-tune only"),
+    "fine-tuning": lambda s: s.repaired("fine-tuning"),
     "MESA": lambda s: s.repaired("MESA"),
     "rounds": lambda s: s.repaired("MESA rounds"),
     "report": lambda s: s.report(),
 }
-REPAIRS = {"fine-tune", "MESA", "rounds", "report"}
-ALL = set(ASKS)
+REPAIRS = {"fine-tuning", "MESA", "rounds", "report"}
+ALL = set(STAGES)
 AFTER_CLEAN = ALL - {"clean"}
 MODELING = {"distribution", "MESA", "rounds", "report"}
+ROUNDS = {"rounds", "report"}
 
 #: every parameter: another value, and what has another key then
 CHANGES = {
@@ -66,14 +71,16 @@ CHANGES = {
     "critic_steps": (2, MODELING), "generator": ("plain", MODELING),
     "hidden": (9, MODELING), "noise_dim": (8, MODELING), "noise": ("uniform", MODELING),
     "critic": ("leaky", MODELING), "hinge": ("image", MODELING), "trigger_noise": (0.0, MODELING),
-    "ema_rate": (0.5, MODELING), "place": ("batch", MODELING), "gamma": ("entropy", MODELING),
-    "modeling_lr": (0.1, MODELING), "scale": ("log", MODELING), "patience": (2, MODELING),
+    "ema_rate": (0.5, MODELING), "placement": ("batch", MODELING), "gamma": ("entropy", MODELING),
+    "modeling_lr": (0.1, MODELING), "hinge_scale": ("log", MODELING), "patience": (2, MODELING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
-    "rounds": (2, {"rounds", "report"}), "clear_below": (0.3, {"rounds", "report"}),
+    "rounds": (2, ROUNDS), "clear_below": (0.3, ROUNDS),
+    "search_candidates": (65, ROUNDS), "search_generations": (2, ROUNDS),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
-    "point_repeats": (3, {"report"}), "compare": ("", {"report"}),
+    "inversion_repeats": (3, {"report"}), "compare_triggers": ("", {"report"}),
+    "defense_kinds": ("filters", {"report"}),
 }  # fmt: skip
-TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint", "kinds"}
+TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint"}
 
 
 class Asked(Exception):
@@ -82,40 +89,50 @@ class Asked(Exception):
 
 @pytest.fixture
 def keys(monkeypatch):
-    """Stages -> the key of everything that can be asked for, without making anything."""
+    """A function: pipeline -> the key of every stage, without training anything."""
 
     def ask(kind, config, *rest):
         raise Asked(f"{kind}/{store.config_key(config)}")
 
-    def of(these: Pipeline) -> dict:
-        these.data  # noqa: B018 (looked up while the store still works)
-        found = {}
+    def keys_of(stages: Pipeline, functions=STAGES) -> dict:
+        stages.data  # noqa: B018 (looked up while the store still works)
+        names = {}
         with monkeypatch.context() as patch:
             patch.setattr(pipeline.store, "train_or_load", ask)
-            for name, function in ASKS.items():
+            for name, function in functions.items():
                 with pytest.raises(Asked) as asked:
-                    function(these)
-                found[name] = str(asked.value)
-        return found
+                    function(stages)
+                names[name] = str(asked.value)
+        return names
 
-    return of
+    return keys_of
 
 
-def test_every_parameter_is_looked_at():
+def test_every_parameter_is_tested():
     assert set(CHANGES) | TESTED_ELSEWHERE == set(Params.model_fields)
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_parameter_changes_the_keys_of_its_stage_and_all_after_it_and_none_before(keys, name):
     value, expected = CHANGES[name]
-    assert getattr(tiny().p, name) != value, "the table above names another value"
+    assert getattr(tiny().p, name) != getattr(params.check({name: value}), name), "the table names another value"
     before, after = keys(tiny()), keys(tiny(**{name: value}))
-    assert {stage for stage in ASKS if before[stage] != after[stage]} == expected
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
 
 
 def test_equal_parameters_have_equal_keys_and_different_artifacts_different_ones(keys):
     first = keys(tiny())
-    assert first == keys(tiny()) and len(set(first.values())) == len(ASKS)
+    assert first == keys(tiny()) and len(set(first.values())) == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"attack_epochs": 2}, {"report"}), ({"attack_lr": 0.5}, AFTER_CLEAN), ({"schedule": "constant"}, AFTER_CLEAN)],
+)
+def test_an_attack_from_scratch_has_the_epochs_of_clean_training(keys, changes, expected):
+    """Attacks that try something first (`reflection`) do so with the attack's learning rate and schedule."""
+    before, after = keys(tiny(start="scratch")), keys(tiny(start="scratch", **changes))
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
 
 
 def test_other_images_have_other_keys(keys, class_folder):
@@ -126,28 +143,36 @@ def test_other_images_have_other_keys(keys, class_folder):
 
 def test_a_checkpoint_with_other_weights_has_other_keys(keys, tmp_path):
     file = tmp_path / "m.safetensors"
-    found = []
+    names = []
     for seed in (0, 1):
-        save_file({k: v.contiguous() for k, v in tiny().fresh(seed).state_dict().items()}, file)
-        found.append(keys(tiny(checkpoint=str(file))))
-    assert {stage for stage in ASKS if found[0][stage] == found[1][stage]} == set(), "the same path, other weights"
+        save_file({k: v.contiguous() for k, v in tiny().build_model(seed).state_dict().items()}, file)
+        names.append(keys(tiny(checkpoint=str(file))))
+    assert {stage for stage in STAGES if names[0][stage] == names[1][stage]} == set(), "the same path, other weights"
+    scratch, other = (keys(tiny(checkpoint=str(file), start="scratch", **c)) for c in ({}, {"clean_lr": 0.3}))
+    assert {stage for stage in STAGES if scratch[stage] == other[stage]} == {"clean"}, "it trains the attacked model"
 
 
 def test_a_trigger_file_with_other_pixels_has_other_keys(keys, tmp_path):
-    found = []
+    names = []
     for value in (0.0, 1.0):
         np.save(tmp_path / "t.npy", np.full((3, 3, 3), value))
-        found.append(keys(tiny(trigger=f"file:{tmp_path}/t.npy")))
-    assert {stage for stage in ASKS if found[0][stage] == found[1][stage]} == {"clean"}, "the same path, other pixels"
+        names.append(keys(tiny(trigger=f"file:{tmp_path}/t.npy")))
+    assert {stage for stage in STAGES if names[0][stage] == names[1][stage]} == {"clean"}, "the same path, other pixels"
 
 
-def test_every_control_repeat_and_level_has_a_key_of_its_own(keys, monkeypatch):
-    asks = {control: lambda s, c=control: s.repaired(c) for control in CONTROLS}
-    asks |= {"second": lambda s: s.repaired("point", 1), "level": lambda s: s.repaired("MESA", beta=0.9)}
-    asks |= {"p0": lambda s: s.point(0), "p1": lambda s: s.point(1), "alpha": lambda s: s.distribution(alpha=10)}
-    asks |= {"d": lambda s: s.distribution()}
-    monkeypatch.setattr(sys.modules[__name__], "ASKS", asks)
-    assert len(set(keys(tiny()).values())) == len(asks)
+def test_every_repair_repeat_level_and_method_has_a_key_of_its_own(keys):
+    functions = {name: lambda s, n=name: s.repaired(n) for name in {*CONTROLS, *REPAIRERS}}
+    functions |= {
+        "second": lambda s: s.repaired("single inversion", 1),
+        "level": lambda s: s.repaired("MESA", beta=0.9),
+        "inversion 0": lambda s: s.inverted_trigger(0),
+        "inversion 1": lambda s: s.inverted_trigger(1),
+        "distribution": lambda s: s.distribution(),
+        "alpha": lambda s: s.distribution(alpha=10),
+        "other settings": lambda s: s.repaired("MESA", method=MESARepair(s.p.modeling_settings(alpha=10))),
+        "other family": lambda s: s.repaired("random mixed", method=RandomTriggersRepair("gray")),
+    }
+    assert len(set(keys(tiny(), functions).values())) == len(functions)
 
 
 # --- train or load ---------------------------------------------------------------------------------------
@@ -155,18 +180,18 @@ def test_every_control_repeat_and_level_has_a_key_of_its_own(keys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made():
-    """Everything of the tiny run, made once: the table and the stages."""
-    these = tiny()
-    return these, these.table()
+    """The tiny run, trained once: the pipeline and its table."""
+    stages = tiny()
+    return stages, stages.table()
 
 
 WEIGHTS = {
     "clean": lambda s: s.clean().artifact,
     "attacked": lambda s: s.attacked().artifact,
     "distribution": lambda s: s.distribution()[1],
-    "fine-tune only": lambda s: s.repaired("fine-tune only").artifact,
+    "fine-tuning": lambda s: s.repaired("fine-tuning").artifact,
     "MESA": lambda s: s.repaired("MESA").artifact,
-    "point": lambda s: s.repaired("point", 1).artifact,
+    "single inversion": lambda s: s.repaired("single inversion", 1).artifact,
 }
 
 
@@ -190,7 +215,7 @@ def test_what_was_lost_is_made_again_to_the_bit(made, name):
         ("clean", {"seed": 1}), ("clean", {"split_seed": 1}), ("clean", {"clean_lr": 0.2}),
         ("attacked", {"poison_rate": 0.3}), ("attacked", {"trigger": "bw:7"}), ("attacked", {"target": 3}),
         ("attacked", {"start": "scratch"}), ("distribution", {"alpha": 1.0}), ("distribution", {"noise": "uniform"}),
-        ("MESA", {"repair_rate": 0.5}), ("MESA", {"alpha": 1.0}), ("fine-tune only", {"repair_lr": 0.1}),
+        ("MESA", {"repair_rate": 0.5}), ("MESA", {"alpha": 1.0}), ("fine-tuning", {"repair_lr": 0.1}),
     ],
 )  # fmt: skip
 def test_a_changed_parameter_trains_anew_and_matters(made, stage, changes):
@@ -200,43 +225,60 @@ def test_a_changed_parameter_trains_anew_and_matters(made, stage, changes):
 
 def test_controls_differ_in_what_they_stamp_alone(made):
     """All start from the attacked model; other triggers give other weights."""
-    controls = [control for control in CONTROLS if control != "MESA rounds"]  # it ends as MESA if nothing is found
-    weights = [made[0].repaired(control).artifact.tensors["head.weight"] for control in controls]
+    controls = [name for name in CONTROLS if name != "MESA rounds"]  # it ends as MESA if nothing is found
+    weights = [made[0].repaired(name).artifact.tensors["head.weight"] for name in controls]
     assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
-    assert not torch.equal(made[0].point(0), made[0].point(1))
+    assert not torch.equal(made[0].inverted_trigger(0), made[0].inverted_trigger(1))
+
+
+def test_a_repair_is_the_retraining_that_anybody_can_call(made):
+    """What `MESA` and `single inversion` stamp is what the pipeline hands out, with one seed of retraining for all."""
+    stages, images = made[0], made[0].defender_view(MESARepair().knowledge).clean
+    sources = {"MESA": stages.distribution()[0].sample, "single inversion": retrain.constant(stages.inverted_trigger())}
+    seed = pipeline.devices.derive_seed(stages.defender_seed, "retrain")
+    for name, source in sources.items():
+        model, history = retrain.repair(
+            stages.attacked().model, images.images, images.labels, retrain.stamping(source),
+            stages.p.repair_settings(), seed=seed, precision=stages.p.precision,
+        )  # fmt: skip
+        trained = stages.repaired(name)
+        assert same(model.state_dict(), trained.model.state_dict()) and history == trained.history
 
 
 def test_the_attack_does_not_change_the_clean_model(made):
-    these = tiny(poison_rate=0.7)
-    before = {name: tensor.clone() for name, tensor in these.clean().model.state_dict().items()}
-    these.attacked()
+    stages = tiny(poison_rate=0.7)
+    before = {name: tensor.clone() for name, tensor in stages.clean().model.state_dict().items()}
+    stages.attacked()
     assert same(before, tiny().clean().model.state_dict())
 
 
 def test_the_table_has_a_row_for_each_model(made):
     rows = made[1]
     assert [row["model"] for row in rows] == [
-        "clean, never attacked", "attacked", "fine-tune only", "random uniform", "random binary", "random mixed",
-        "point 1", "point 2", "MESA", "MESA rounds", "ideal", "clean, repaired",
+        "clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed",
+        "single inversion 1", "single inversion 2", "MESA", "MESA rounds", "ideal", "clean model, repaired",
     ]  # fmt: skip
     for row in rows:
         assert row["clean_accuracy"]["images"] == 400
         assert row["asr"]["images"] + row["target_recall"]["images"] == 400
 
 
-def test_rounds_tell_what_each_look_found_and_begin_with_the_round_of_mesa(made):
-    once, rounds = made[0].repaired("MESA").artifact, made[0].repaired("MESA rounds").artifact
-    looks = rounds.result["rounds"]
-    assert 1 <= len(looks) <= made[0].p.rounds
-    assert not any(look["clear"] for look in looks[:-1])
-    assert all(look["clear"] == (max(look["searched"], look["sampled"], look["earlier"]) < 0.2) for look in looks)
-    assert same(once.tensors, rounds.tensors) == (len(looks) == 1)
+def test_rounds_tell_what_each_check_found_and_begin_with_the_round_of_mesa(made):
+    stages, once, rounds = made[0], made[0].repaired("MESA").artifact, made[0].repaired("MESA rounds").artifact
+    checks = rounds.result["rounds"]
+    assert 1 <= len(checks) <= stages.p.rounds
+    assert not any(check["clear"] for check in checks[:-1])
+    for check in checks:
+        assert check["clear"] == (max(check["searched"], check["sampled"], check["earlier"]) < stages.p.clear_below)
+    assert same(once.tensors, rounds.tensors) == (len(checks) == 1)
+    assert rounds.result["history"][: len(once.result["history"])] == once.result["history"]
 
 
 def test_models_are_handed_out_ready_for_use(made):
-    these = made[0]
-    for one in (these.clean(), these.attacked(), these.repaired("MESA")):
-        assert not one.model.training and one.history and {"epoch", "loss", "accuracy"} <= set(one.history[0])
+    stages = made[0]
+    for trained in (stages.clean(), stages.attacked(), stages.repaired("MESA")):
+        assert not trained.model.training and trained.history
+        assert {"epoch", "loss", "accuracy"} <= set(trained.history[0])
 
 
 # --- what is refused -------------------------------------------------------------------------------------
@@ -254,8 +296,8 @@ def test_a_trigger_file_larger_than_the_image_is_refused(tmp_path):
         tiny(trigger=f"file:{tmp_path}/large.npy").attacked()
 
 
-def test_an_unknown_control_is_refused():
-    with pytest.raises(ValueError, match="control = 'prayer'"):
+def test_an_unknown_repair_is_refused_with_the_names():
+    with pytest.raises(ValueError, match="repair = 'prayer': expected one of fine-tuning, .*ideal, .*pruning"):
         tiny().repaired("prayer")
 
 
@@ -269,10 +311,10 @@ def test_an_unknown_level_is_refused(made):
 
 def test_a_trigger_of_another_shape_goes_through_all_stages(tmp_path):
     np.save(tmp_path / "wide.npy", np.random.RandomState(0).rand(2, 5, 3))
-    these = tiny(trigger=f"file:{tmp_path}/wide.npy", inversion_repeats=1)
-    assert these.point().shape == (3, 2, 5)
-    samples = these.distribution()[0].sample(4, torch.Generator().manual_seed(0))
-    assert samples.shape == (4, 3, 2, 5) and len(these.table()) == 11
+    stages = tiny(trigger=f"file:{tmp_path}/wide.npy", inversion_repeats=1)
+    assert stages.inverted_trigger().shape == (3, 2, 5)
+    samples = stages.distribution()[0].sample(4, torch.Generator().manual_seed(0))
+    assert samples.shape == (4, 3, 2, 5) and len(stages.table()) == 11
 
 
 def checkpoint(file, **changes):
@@ -281,12 +323,12 @@ def checkpoint(file, **changes):
     return weights
 
 
-def test_a_checkpoint_is_taken_for_the_clean_model(made, tmp_path):
+def test_a_checkpoint_is_the_clean_model(made, tmp_path):
     weights = checkpoint(tmp_path / "m.safetensors")
-    these = tiny(checkpoint=str(tmp_path / "m.safetensors"), seed=7)
-    clean = these.clean()
+    stages = tiny(checkpoint=str(tmp_path / "m.safetensors"), seed=7)
+    clean = stages.clean()
     assert same(clean.model.state_dict(), weights) and clean.history == []
-    assert these.attacked().history and not same(these.attacked().model.state_dict(), weights)
+    assert stages.attacked().history and not same(stages.attacked().model.state_dict(), weights)
 
 
 @pytest.mark.parametrize("changes", [{"width": 5}, {"network": "resnet18"}])
@@ -307,58 +349,50 @@ def test_a_checkpoint_that_is_a_pickle_is_refused(made, tmp_path, write):
 
 
 class Forbidden:
-    """In place of a split: any look at it fails."""
+    """In place of a split: any access fails."""
 
     def __getattribute__(self, name):
-        raise AssertionError(f"forbidden images were looked at: {name}")
+        raise AssertionError(f"forbidden images: {name}")
+
+    def __len__(self):
+        raise AssertionError("forbidden images: len")
 
 
 def without(*splits, **changes) -> Pipeline:
-    these = tiny(**changes)
-    these.__dict__["data"] = replace(these.data, **{split: Forbidden() for split in splits})
-    return these
+    stages = tiny(**changes)
+    stages.__dict__["data"] = replace(stages.data, **{split: Forbidden() for split in splits})
+    return stages
 
 
-@pytest.fixture
-def fresh_store(empty_store):
-    """Nothing made before: what is asked for is made now."""
+def test_the_attacker_sees_training_images_alone(empty_store):
+    assert not without("evaluation", "modeling").attacked().artifact.loaded
 
 
-DEFENDER = {
-    "distribution": lambda s: s.distribution(),
-    "point": lambda s: s.point(),
-    **{control: lambda s, c=control: s.repaired(c) for control in CONTROLS},
-}
-
-
-@pytest.mark.parametrize("name", DEFENDER)
-def test_the_defender_never_sees_evaluation_images(fresh_store, name):
-    DEFENDER[name](without("evaluation"))
-
-
-def test_the_attacker_sees_training_images_alone(fresh_store):
-    without("evaluation", "modeling").attacked()
-
-
-@pytest.mark.parametrize("name", ["distribution", "point", "MESA"])
-def test_the_defender_never_sees_training_images(fresh_store, name):
+def test_the_defender_sees_modeling_images_alone(empty_store):
+    """(The clean model and the attack are trained before, by those who have other images.)"""
     tiny().attacked()
-    DEFENDER[name](without("evaluation", "train"))
+    stages = without("evaluation", "train")
+    assert not stages.distribution()[1].loaded and stages.inverted_trigger().shape == (3, 3, 3)
+    for name in dict.fromkeys([*CONTROLS, "pruning", "Fine-Pruning"]):
+        assert not stages.repaired(name).artifact.loaded, name
 
 
-def test_the_measures_see_evaluation_images(fresh_store):
-    """The tripwire works."""
-    these = without("evaluation")
+@pytest.mark.parametrize("split", ["evaluation", "modeling"])
+def test_the_tripwires_work(empty_store, split):
+    stages = without(split)
     with pytest.raises(AssertionError, match="forbidden images"):
-        these.measured(these.clean())
+        stages.measured(stages.clean()) if split == "evaluation" else stages.repaired("fine-tuning")
 
 
-# --- the same again --------------------------------------------------------------------------------------
+# --- equal bytes -----------------------------------------------------------------------------------------
 
 SERIES = """
 import json, sys
-from mesa_lib import params, stages
-stages.Stages(params.check(json.loads(sys.argv[1]))).report()
+from mesa_lib.experiments import params, pipeline
+stages = pipeline.Pipeline(params.check(json.loads(sys.argv[1])))
+stages.report()
+for repeat in range(2):
+    stages.inverted_trigger(repeat)
 """
 
 
@@ -367,25 +401,25 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
     running = [
         subprocess.Popen(
             [sys.executable, "-c", SERIES, json.dumps(TINY)],
-            env=os.environ | {"MESA_RUNS": str(where), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"MESA_RUNS": str(folder), "OMP_NUM_THREADS": "1"},
             cwd=paths.root(), stderr=subprocess.PIPE, text=True,
         )
-        for where in stores
+        for folder in stores
     ]  # fmt: skip
     for process in running:
         assert process.wait() == 0, process.stderr.read()
         process.stderr.close()
     first, second = (
         {
-            f.relative_to(where).as_posix(): f.read_bytes()
-            for f in sorted(where.rglob("*"))
+            f.relative_to(folder).as_posix(): f.read_bytes()
+            for f in sorted(folder.rglob("*"))
             if f.is_file() and ".locks" not in f.parts
         }
-        for where in stores
+        for folder in stores
     )
     assert first.keys() == second.keys()
     kinds = {name.split("/")[0] for name in first}
-    assert kinds == {"clean", "attacked", "distribution", "point", "repaired", "measured", "report"}
+    assert kinds == {"clean", "attacked", "distribution", "inversion", "repaired", "measured", "report"}
     differ = [name for name in first if not name.endswith("made.json") and first[name] != second[name]]
     assert not differ
     assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 10
@@ -397,11 +431,12 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("file", sorted((paths.root() / "params").glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_parameter_file_runs_to_the_table(small_tree, file):
     small = {"dataset": "folder", "data_dir": small_tree, "device": "cpu", "width": 2, "batch_size": 16, "target": 0,
-             "hidden": 16, "steps": 2, "triggers_per_step": 8, "point_repeats": 1, "clean_epochs": 1,
-             "attack_epochs": 1, "repair_epochs": 1}  # fmt: skip
-    these = Pipeline(params.read([file], [f"{name}={value}" for name, value in small.items()]))
-    rows = these.table()
-    assert [row["model"] for row in rows[2:]] == [name.replace("point", "point 1") for name in CONTROLS]
+             "hidden": 16, "steps": 2, "triggers_per_step": 8, "inversion_repeats": 1, "clean_epochs": 1,
+             "attack_epochs": 1, "repair_epochs": 1, "rounds": 2, "search_candidates": 32,
+             "search_generations": 0}  # fmt: skip
+    stages = Pipeline(params.read([file], [f"{name}={value}" for name, value in small.items()]))
+    rows = stages.table()
+    assert [row["model"] for row in rows[2:]] == [name.replace("inversion", "inversion 1") for name in CONTROLS]
     assert len(rows) == 2 + 9
     for row in rows:
         for name in ("clean_accuracy", "target_recall", "asr", "true_label_accuracy"):

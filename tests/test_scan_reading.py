@@ -1,0 +1,455 @@
+"""Third-party models: files and modules that are odd, broken or meant to harm end in a model or in one message."""
+
+import json
+import math
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save, save_file
+from torch import nn
+from torchvision import models as torchvision_models
+from toys import Coded, coded_images
+
+from mesa_lib import scan as scanning
+from mesa_lib import store
+from mesa_lib.cli import main
+from mesa_lib.models import networks
+from mesa_lib.scan.reading import checkpoint, wrapped
+from mesa_lib.scan.reading import networks as architectures
+from mesa_lib.scan.reading.wrapped import WrappedClassifier
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)
+NO_HEADER = checkpoint.Header({}, "none", None, {})
+
+
+def small(classes=3, width=4):
+    return networks.build_network("smallcnn", classes, width, MEAN, STD, seed=0)
+
+
+def weights(classes=3):
+    return small(classes).state_dict()
+
+
+def written(tmp_path, held, name="model.safetensors"):
+    save_file(held, tmp_path / name)
+    return tmp_path / name
+
+
+def read(tmp_path, held, network="smallcnn", classes=3, *inputs):
+    return scanning.read_model(written(tmp_path, held), network, classes, *inputs)
+
+
+def sample(side=32):
+    return torch.rand(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def coded():
+    return coded_images()
+
+
+# --- networks and their files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", ["smallcnn", "resnet18", "fastcnn"])
+def test_a_network_of_this_project_is_read_with_its_width_and_normalization(tmp_path, network):
+    original = networks.build_network(network, 3, 8, MEAN, STD, seed=0).eval()
+    model = read(tmp_path, original.state_dict(), network)
+    assert torch.allclose(model(sample()), original(sample()), atol=1e-6)
+
+
+def test_a_network_of_torchvision_is_read_at_64_pixels_and_in_half_precision(tmp_path):
+    original = torchvision_models.resnet18(num_classes=5).eval()
+    half = {k: t.half() if t.is_floating_point() else t for k, t in original.state_dict().items()}
+    model = read(tmp_path, half, "torchvision:resnet18", 5, MEAN, STD)
+    expected = original(networks.Normalize(MEAN, STD)(sample(64)))
+    assert (model(sample(64)) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_mean_and_std_can_be_named_where_the_file_has_none(tmp_path):
+    held = {k: t for k, t in weights().items() if "normalize" not in k}
+    with pytest.raises(ValueError, match="holds no normalize.mean; name mean and std"):
+        read(tmp_path, held)
+    named = read(tmp_path, held, "smallcnn", 3, MEAN, STD)
+    assert torch.allclose(named(sample()), small().eval()(sample()), atol=1e-6)
+
+
+def test_the_normalization_of_earlier_versions_is_read_under_its_old_name(tmp_path):
+    expected = read(tmp_path, weights())(sample())
+    old = {name.replace("normalize", "normalise"): t for name, t in weights().items()}
+    assert any("normalise.mean" in name for name in old)
+    model = read(tmp_path, old)
+    assert torch.equal(model(sample()), expected)
+    assert "'normalise'" in model.notes[0] and "read as 'normalize'" in model.notes[0]
+    inside = read(tmp_path, {f"module.{name}": t for name, t in old.items()})
+    assert torch.equal(inside(sample()), expected)
+    with pytest.raises(ValueError, match="not known: normalise.mean"):
+        read(tmp_path, weights() | {"normalise.mean": torch.zeros(1, 3, 1, 1)})
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_are_read(tmp_path, kind):
+    expected = read(tmp_path, weights())(sample())
+    other = {name: t.to(kind) if t.is_floating_point() else t for name, t in weights().items()}
+    assert torch.allclose(read(tmp_path, other)(sample()), expected, atol=0.05)
+
+
+def test_wrappers_and_missing_counters_make_no_difference_and_are_noted(tmp_path):
+    expected = read(tmp_path, weights())(sample())
+    prefixed = read(tmp_path, {f"_orig_mod.module.{name}": t for name, t in weights().items()})
+    assert torch.equal(prefixed(sample()), expected)
+    assert "'_orig_mod.'" in " ".join(prefixed.notes) and "'module.'" in " ".join(prefixed.notes)
+    bare = read(tmp_path, {name: t for name, t in weights().items() if "num_batches_tracked" not in name})
+    assert torch.equal(bare(sample()), expected) and "counters of batches" in bare.notes[0]
+
+
+def test_a_network_below_a_name_is_read_or_reported_to_be_there(tmp_path):
+    below = {f"state_dict.backbone.{name}": t for name, t in weights().items()}
+    assert torch.equal(read(tmp_path, below)(sample()), read(tmp_path, weights())(sample()))
+    with pytest.raises(ValueError, match="lie below 'state_dict.backbone.', with 1 tensors beside them .centers."):
+        read(tmp_path, below | {"centers": torch.ones(2)})
+    with pytest.raises(ValueError, match="another architecture"):
+        read(tmp_path, {f"{500 * '.'}{name}1": t for name, t in weights().items()} | weights())
+
+
+def test_safetensors_are_recognized_by_their_content(tmp_path):
+    assert scanning.read_model(written(tmp_path, weights(), "model.pt"), "smallcnn", 3)(sample()).shape == (4, 3)
+
+
+#: one of every family of torchvision whose code is unlike the others'
+FAMILIES = ["alexnet", "densenet121", "googlenet", "mnasnet0_5", "squeezenet1_1", "vit_b_32"]
+
+
+def builds_without_memory(name):
+    model = architectures.without_memory(architectures.torchvision_network(f"torchvision:{name}", 3, NO_HEADER))
+    assert all(tensor.is_meta for tensor in model.state_dict().values()), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_classifier_of_torchvision_can_be_built_without_memory(name):
+    builds_without_memory(name)
+
+
+@pytest.mark.long
+def test_every_classifier_of_torchvision_can_be_built_without_memory():
+    for name in torchvision_models.list_models(module=torchvision_models):
+        if not name.startswith("regnet"):  # their code computes with tensors
+            builds_without_memory(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("regnet_y_400mf", {}), ("swin_t", {}), ("googlenet", {"aux_logits": False}), ("googlenet", {"aux_logits": True})],
+)
+def test_networks_with_peculiarities_are_read(tmp_path, name, options):
+    extra = {"init_weights": True} if name == "googlenet" else {}
+    original = torchvision_models.get_model(name, weights=None, num_classes=3, **options, **extra).eval()
+    held = {key: t.clone() for key, t in original.state_dict().items()}
+    model = read(tmp_path, held, f"torchvision:{name}", 3, MEAN, STD)
+    x = sample(64)
+    with torch.no_grad():
+        assert torch.allclose(model(x), original(networks.Normalize(MEAN, STD)(x)), atol=1e-4)
+    model.train()(x)  # as in a repair
+    assert any("auxiliary heads" in note for note in model.notes) == options.get("aux_logits", False)
+    if name == "swin_t":
+        fixed = next(key for key in held if key.endswith("relative_position_index"))
+        with pytest.raises(ValueError, match="relative_position_index differs from the architecture's"):
+            read(tmp_path, held | {fixed: held[fixed] + 1000}, f"torchvision:{name}", 3, MEAN, STD)
+
+
+# --- files that are refused ------------------------------------------------------------------------------
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the bomb went off')",)
+
+
+def header(text: bytes, length=None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+WHOLE = save(weights())
+LYING = json.dumps({"head.weight": {"dtype": "F32", "shape": [10**6, 10**6], "data_offsets": [0, 8]}}).encode()
+OVERLAP = json.dumps({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in ("a", "b")}).encode()
+BROKEN = {
+    "pickle": (pickle.dumps(Bomb()), "is a pickle: loading one runs whatever code it holds"),
+    "pickle in a zip": (b"PK\x03\x04" + pickle.dumps(Bomb()), "is a pickle"),
+    "truncated": (WHOLE[: len(WHOLE) // 2], "expected a whole safetensors file"),
+    "a header longer than the file": (header(b"{}", 10**6), "expected a whole safetensors file"),
+    "a header of exabytes": (header(b"{}", 2**63), "expected a whole safetensors file"),
+    "shapes that are not there": (header(LYING) + bytes(8), "expected a whole safetensors file"),
+    "tensors over each other": (header(OVERLAP) + bytes(8), "expected a whole safetensors file"),
+    "no json": (header(b"[1, 2"), "expected a whole safetensors file"),
+    "nothing": (b"", "expected a whole safetensors file"),
+    "no tensors": (save({}), "0 tensors; expected those of one classifier"),
+    "another network": (save({"w": torch.ones(2)}), "no smallcnn .it has no fitting head.weight"),
+    "nan": (
+        save(weights() | {"head.bias": torch.tensor([0.0, float("nan"), 1.0])}),
+        "head.bias holds NaN or infinite values",
+    ),
+    "infinite": (
+        save(weights() | {"features.0.0.0.weight": torch.full((4, 3, 3, 3), float("inf"))}),
+        "features.0.0.0.weight holds NaN or infinite values",
+    ),
+    "twelve classes": (save(weights(12)), "the model has 12 classes, the images have 3"),
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Three classes of six images, 16x16."""
+    for k, name in enumerate(("cat", "dog", "owl")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (16, 16), (80 * k, 10 * i, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, capsys):
+    content, message = BROKEN[what]
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        scanning.read_model(tmp_path / "model.safetensors", "smallcnn", 3)
+    assert main.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Convert it"))
+
+
+BAD_REQUESTS = {
+    "network": ({"network": "vgg"}, "'vgg': expected one of smallcnn, resnet18, fastcnn, or torchvision:NAME"),
+    "torchvision": ({"network": "torchvision:resnet19"}, "such as torchvision:resnet101"),
+    "detector": ({"network": "torchvision:fasterrcnn_resnet50_fpn"}, "network = "),
+    "other width": ({"network": "resnet18"}, "another architecture than ResNet18|no resnet18"),
+    "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers"),
+    "std": ({"mean": MEAN, "std": (0.2, 0, 0.2)}, "std = .*all above 0"),
+    "other mean": ({"mean": (0.1, 0.1, 0.1)}, r"mean = \(0.1, 0.1, 0.1\): expected the file's, \[0.5, 0.4, 0.3\]"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_REQUESTS)
+def test_a_request_that_does_not_fit_the_file_is_refused(what, tmp_path):
+    request, message = BAD_REQUESTS[what]
+    with pytest.raises(ValueError, match=message):
+        scanning.read_model(written(tmp_path, weights()), **({"network": "smallcnn", "classes": 3} | request))
+
+
+def test_torchvision_needs_mean_and_std(tmp_path):
+    with pytest.raises(ValueError, match="mean and std of its inputs have to be named"):
+        read(tmp_path, weights(), "torchvision:resnet18")
+
+
+def test_another_number_of_classes_is_reported_as_such(tmp_path):
+    held = torchvision_models.squeezenet1_1(num_classes=7).state_dict()
+    with pytest.raises(ValueError, match="the model has 7 classes, the images have 3"):
+        read(tmp_path, held, "torchvision:squeezenet1_1", 3, MEAN, STD)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_other_types_are_refused_and_not_cast(tmp_path, kind):
+    held = weights() | {"head.bias": torch.ones(3).to(kind)}
+    with pytest.raises(ValueError, match="head.bias .*; expected floating-point weights .BF16, F16, F32, F64"):
+        read(tmp_path, held)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features.0.0.1.running_var": torch.full((4,), -1.0)}, "running_var is -1; expected variances"),
+        ({"normalize.std": torch.zeros(1, 3, 1, 1)}, "normalize.std is 0; expected numbers above 0"),
+        ({"features.0.0.1.num_batches_tracked": torch.ones(1).long()}, "1 of another shape: .*num_batches_tracked"),
+        ({"more": torch.ones(2)}, "1 not known: more"),
+        ({"\x1b[31mred\n" + 300 * "x": torch.ones(2)}, r"1 not known: \\x1b\[31mred\\nx+\.\.\."),
+    ],
+)
+def test_what_does_not_fit_is_named_in_one_printable_line(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, weights() | change)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_a_pipe_or_nothing_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    for name in ("model.safetensors", "none.safetensors"):
+        with pytest.raises(FileNotFoundError, match="no such file"):
+            checkpoint.read_header(tmp_path / name)
+
+
+# --- headers that lie ------------------------------------------------------------------------------------
+
+
+def claiming(tensors: dict) -> bytes:
+    """Return the header of a safetensors file that claims to hold these: name -> (type, shape, bytes)."""
+    start, claims = 0, {}
+    for name, (kind, shape, size) in tensors.items():
+        claims[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + size]}
+        start += size
+    return header(json.dumps(claims).encode())
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"head.weight": ("F16", [3, 2**14], 2 * 3 * 2**14)},  # a network of gigabytes
+        {"head.weight": ("F16", [3, 16], 96), "more": ("F16", [2**29], 2**30)},  # a gigabyte of nothing
+    ],
+)
+def test_nothing_is_loaded_or_built_before_the_header_fits(tmp_path, monkeypatch, tensors):
+    file = tmp_path / "model.safetensors"
+    start = claiming(tensors)
+    with open(file, "wb") as stream:
+        stream.write(start)
+        stream.truncate(len(start) + sum(size for _, _, size in tensors.values()))
+    monkeypatch.setattr(store, "load_checkpoint", lambda *a, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *a: pytest.fail("built"))
+    with pytest.raises(ValueError, match="of another architecture than SmallCNN .* missing"):
+        scanning.read_model(file, "smallcnn", 3, MEAN, STD)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 3000), st.binary(min_size=1, max_size=12))
+def test_no_checkpoint_ends_in_a_traceback(tmp_path, at, junk):
+    """Bytes overwritten anywhere in the header or the first weights: a model, or one message."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(WHOLE[:at] + junk + WHOLE[at + len(junk) :])
+    try:
+        model = scanning.read_model(file, "smallcnn", 3)
+    except ValueError as error:
+        assert len(str(error)) < 2000
+    else:
+        assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I8": 1, "BOOL": 1, "U16": 2, "F8_E4M3": 1, "F4": 1, "X": 4}
+NAMES = st.sampled_from(sorted(weights())) | st.text(max_size=12)
+SHAPES = st.lists(st.integers(0, 40) | st.sampled_from([2**14, 2**40]), max_size=4)
+CLAIMS = st.tuples(st.sampled_from(sorted(SIZES)), SHAPES)
+
+
+def ends_in_a_message_or_a_model(tmp_path, network, own, claims, honest, *inputs):
+    """A header that claims these tensors, in place of the network's own or beside them, is refused or read."""
+    own = {name: ("I64" if "batches" in name else "F32", list(t.shape)) for name, t in own.items()}
+    tensors = {name: (kind, shape, SIZES[kind] * math.prod(shape)) for name, (kind, shape) in (own | claims).items()}
+    start, size = claiming(tensors), sum(size for _, _, size in tensors.values())
+    (tmp_path / "model.safetensors").write_bytes(start + b"?" * (min(size, 10**5) if honest else 100))
+    try:
+        model = scanning.read_model(tmp_path / "model.safetensors", network, 3, *inputs)
+    except ValueError as error:
+        assert str(error).isprintable() and len(str(error)) < 1500
+    else:
+        assert all(torch.isfinite(t).all() for t in model.state_dict().values())
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(NAMES, CLAIMS, max_size=3), st.booleans())
+def test_no_claim_of_a_header_ends_in_a_traceback(tmp_path, claims, honest):
+    """Tensors of any type and shape that are there or are not."""
+    ends_in_a_message_or_a_model(tmp_path, "smallcnn", weights(), claims, honest)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small")), st.booleans())
+def test_no_claim_for_a_network_of_torchvision_ends_in_a_traceback(tmp_path, data, network, honest):
+    build = architectures.torchvision_network(f"torchvision:{network}", 3, NO_HEADER)
+    own = architectures.without_memory(build).state_dict()
+    claims = data.draw(st.dictionaries(st.sampled_from(sorted(own)) | st.text(max_size=12), CLAIMS, max_size=3))
+    ends_in_a_message_or_a_model(tmp_path, f"torchvision:{network}", own, claims, honest, MEAN, STD)
+
+
+# --- any module ------------------------------------------------------------------------------------------
+
+
+def test_large_batches_go_through_in_parts_with_equal_gradients(monkeypatch):
+    model = WrappedClassifier(small()).eval()
+    x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    expected = model(x)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), x)
+    sizes = []
+    model.network.register_forward_hook(lambda *a: sizes.append(len(a[1][0])))
+    monkeypatch.setattr(wrapped, "MAX_VALUES", 5 * 3 * 16 * 16)
+    parts = model(x)
+    assert sizes == [5, 5, 2] and torch.allclose(parts, expected, atol=1e-5)
+    assert torch.allclose(torch.autograd.grad(parts.square().sum(), x)[0], gradient, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(model(x), expected, atol=1e-5)
+
+
+class Shell(nn.Module):
+    """A module that does something else with its images than to classify them."""
+
+    def __init__(self, do):
+        super().__init__()
+        self.do, self.scale = do, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.do(self.scale * x)
+
+
+def fails(error):
+    def do(x):
+        raise error("of its own")
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [
+        (fails(AttributeError), "does not take images of 16x16 pixels .of its own."),
+        (fails(ZeroDivisionError), "does not take images of 16x16 pixels"),
+        (lambda x: {"logits": x.mean((2, 3))}, "returns a dict; expected one tensor"),
+        (lambda x: None, "returns a NoneType; expected one tensor"),
+        (lambda x: x.mean((2, 3)).repeat(1, 4), r"the model returns \(64, 12\) for 64 images; expected \(images, 3\)"),
+        (lambda x: x.mean((2, 3)) * float("nan"), "the model returns NaN or infinite values for clean images"),
+        (lambda x: x.reshape(len(x), 3, 9, 9), "does not take images of 16x16 pixels"),
+        (lambda x: x.mean(), r"the model returns \(\) for 64 images"),
+    ],
+)
+def test_a_module_that_is_no_classifier_of_these_images_is_refused(coded, do, message):
+    with pytest.raises(ValueError, match=message):
+        scanning.scan(Shell(do), coded)
+
+
+def test_what_is_no_module_or_cannot_be_copied_is_reported_as_such(coded):
+    with pytest.raises(ValueError, match="the model is a function; expected a torch.nn.Module"):
+        scanning.scan(lambda x: x.mean((2, 3)), coded)
+    caught = Coded()
+    caught.held = caught.levels * 2  # a tensor in the middle of a graph has no copy
+    with pytest.raises(ValueError, match="the model cannot be copied"):
+        scanning.scan(caught, coded)
+
+
+def test_weights_that_are_not_finite_are_refused(coded):
+    model = Coded()
+    model.levels.data[1] = float("inf")
+    with pytest.raises(ValueError, match="levels holds NaN or infinite values"):
+        scanning.scan(model, coded)
+
+
+def nan_where_red(logits, x):
+    return torch.where((x[:, 0].amax((1, 2)) > 0.5)[:, None], torch.nan, logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nan_where_red, "NaN or infinite values for noise: no verdict, and suspicious by itself"),
+        (lambda logits, x: logits.round(), "no usable gradient"),
+        (lambda logits, x: logits.detach(), "no usable gradient"),
+        (lambda logits, x: torch.where((logits.argmax(1) == 2)[:, None], torch.nan, logits), "for clean images"),
+        (
+            lambda logits, x: (500 * logits).softmax(1),
+            "too sure to be searched .*without its softmax",
+        ),
+    ],
+)
+def test_outputs_that_cannot_be_searched_are_reported_as_such(coded, change, message):
+    with pytest.raises(ValueError, match=message):
+        scanning.prepare(Coded(change=change), coded.split.images, 3)
