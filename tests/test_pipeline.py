@@ -25,8 +25,8 @@ from mesa_lib.store import paths
 TINY = {
     "image_size": 16, "device": "cpu", "width": 4, "batch_size": 64, "clean_epochs": 1, "attack_epochs": 1,
     "repair_epochs": 1, "betas": "0.9,0.5", "steps": 3, "triggers_per_step": 8, "images_per_trigger": 1,
-    "critic_steps": 1, "hidden": 8, "noise_dim": 4, "inversion_repeats": 2, "search_candidates": 64,
-    "search_generations": 1,
+    "critic_steps": 1, "hidden": 8, "noise_dim": 4, "inversion_repeats": 2, "rounds": 2,
+    "search_candidates": 64, "search_generations": 1,
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ CHANGES = {
     "ema_rate": (0.5, MODELING), "placement": ("batch", MODELING), "gamma": ("entropy", MODELING),
     "modeling_lr": (0.1, MODELING), "hinge_scale": ("log", MODELING), "patience": (2, MODELING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
-    "rounds": (2, ROUNDS), "clear_below": (0.3, ROUNDS),
+    "rounds": (3, ROUNDS), "clear_below": (0.3, ROUNDS),
     "search_candidates": (65, ROUNDS), "search_generations": (2, ROUNDS),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
     "inversion_repeats": (3, {"report"}), "compare_triggers": ("", {"report"}),
@@ -432,7 +432,7 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
 def test_every_parameter_file_runs_to_the_table(small_tree, file):
     small = {"dataset": "folder", "data_dir": small_tree, "device": "cpu", "width": 2, "batch_size": 16, "target": 0,
              "hidden": 16, "steps": 2, "triggers_per_step": 8, "inversion_repeats": 1, "clean_epochs": 1,
-             "attack_epochs": 1, "repair_epochs": 1, "rounds": 2, "search_candidates": 32,
+             "attack_epochs": 1, "repair_epochs": 1, "rounds": 1, "search_candidates": 32,
              "search_generations": 0}  # fmt: skip
     stages = Pipeline(params.read([file], [f"{name}={value}" for name, value in small.items()]))
     rows = stages.table()
