@@ -8,6 +8,7 @@ from importlib.metadata import requires
 import pytest
 import yaml
 
+from mesa_lib.experiments import results
 from mesa_lib.reporting.tables import readme
 from mesa_lib.store import paths
 
@@ -79,13 +80,9 @@ def test_the_readmes_links_lead_somewhere():
             assert (ROOT / link).exists(), f"{document}: {link}"
 
 
-def test_the_readmes_tables_are_those_of_the_results():
-    from mesa_lib.reporting.tables import readme
-
-    readme = (ROOT / "README.md").read_text()
-    for name in ("digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"):
-        content = json.loads((ROOT / "results" / f"{name}.json").read_text())
-        assert readme.markdown(content) in readme, name
+@pytest.mark.parametrize("name", ["digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"])
+def test_the_readmes_tables_are_those_of_the_results(name):
+    assert readme.markdown(results.load_content(name)) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", [".safetensors", ".pt", ".pth", ".pkl", ".zip", ".npz", ".tar.gz"])

@@ -1,53 +1,60 @@
-"""The tables of repeated runs, from made-up runs whose figures can be checked by eye."""
+"""The README's tables of sweeps over seeds, from made-up runs whose numbers can be checked by eye."""
+
+import json
 
 import pytest
 
 from mesa_lib.reporting.tables import readme
 
 
-def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, looks=(True,), asr=0.99):
-    """A run as `one_seed` has it: all rows at 90 % accuracy, MESA's rows and the looks as given."""
+def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, checks=(True,), asr=0.99, **params):
+    """A run of a sweep through the repair: all rows at 90% accuracy, MESA's rows and the residual checks as given."""
 
     def row(name, rate):
         measure = {"rate": rate, "low": rate - 0.01, "high": rate + 0.01}
         return {"model": name, "asr": measure} | {m: {"rate": 0.9} for m in readme.MEASURES if m != "asr"}
 
-    rates = {"clean, never attacked": 0.03, "attacked": asr, "point 1": 0.1, "point 2": 0.2}
-    rates |= {"MESA": one_round, "MESA rounds": rounds, "ideal": 0.01, "clean, repaired": 0.01}
+    rates = {"clean model": 0.03, "attacked": asr, "single inversion 1": 0.1, "single inversion 2": 0.2}
+    rates |= {"MESA": one_round, "MESA rounds": rounds, "ideal": 0.01, "clean model, repaired": 0.01}
     rows = [row(name, rate) for name, rate in rates.items()]
-    samples = {name: {"asr": 0.9, "information": 1.0, "distance": 0.5} for name in ("beta 0.9", "alpha 0")}
+    samples = {name: {"asr": 0.9, "information": 1.0, "distance": 0.5} for name in ("beta 0.8", "beta 0.9", "alpha 0")}
+    samples["beta 0.8"] = {"asr": 0.0, "information": 0.0, "distance": 0.1}
     made = {"device": "cpu", "device_name": "a processor", "threads": 2, "torch": "2"}
     seconds = {"clean": 1, "attack": 2, "modeling": 3, "repair": 4, "rounds": 10}
-    records = [{"round": n + 1, "clear": clear} for n, clear in enumerate(looks)]
-    head = {"trigger": trigger, "seed": seed, "made": made}
+    records = [{"round": n + 1, "clear": clear} for n, clear in enumerate(checks)]
+    params = {"dataset": "digits", "target": 0, "start": "clean", "clean_seed": -1} | params
+    head = {"trigger": trigger, "seed": seed, "made": made, "params": params}
     return head | {"rows": rows, "samples": samples, "seconds": seconds, "rounds": records}
 
 
-def content(*runs, paper=None):
-    return {"params": {"dataset": "cifar10", "target": 0}, "paper": paper or {}, "runs": list(runs)}
+def content(*runs):
+    """A published sweep."""
+    return {"sweep": "small", "title": "Small", "format": 2, "runs": list(runs)}
 
 
 def test_worst_is_the_lowest_of_the_attacked_and_the_highest_of_the_others():
     table = readme.markdown(content(made_up(asr=0.9), made_up(seed=1, one_round=0.06)))
     (attacked,) = [line for line in table.splitlines() if line.startswith("| attacked")]
-    assert attacked.endswith("| 94.5 ± 6.4 % | 90.0 % |")
-    assert "| MESA | 90.0 ± 0.0 % | 4.0 ± 2.8 % | 6.0 % |" in table
-    assert "| point baseline | 90.0 ± 0.0 % | 15.0 ± 5.8 % | 20.0 % |" in table
+    assert attacked.endswith("| 94.5 ± 6.4% | 90.0% |")
+    assert "| MESA | 90.0 ± 0.0% | 4.0 ± 2.8% | 6.0% |" in table
+    assert "| single inversion | 90.0 ± 0.0% | 15.0 ± 5.8% | 20.0% |" in table
 
 
 def test_the_papers_number_stands_beside_ours_where_it_has_one():
-    table = readme.markdown(content(made_up(), made_up(seed=1), paper={"MESA": (3.6, 8.2)}))
-    assert "| MESA | 90.0 ± 0.0 % | 2.0 ± 0.0 % | 2.0 % | 3.6 % (8.2) |" in table
+    table = readme.markdown(content(made_up(dataset="cifar10"), made_up(seed=1, dataset="cifar10")))
+    assert "| MESA | 90.0 ± 0.0% | 2.0 ± 0.0% | 2.0% | 3.6% (8.2) |" in table
     widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
     assert widths == {6}
-    assert "3.6 %" not in readme.markdown(content(made_up(), made_up(seed=1)))
+    assert "3.6%" not in readme.markdown(content(made_up(), made_up(seed=1)))
+    scratch = {"dataset": "cifar10", "start": "scratch"}
+    assert "3.6%" not in readme.markdown(content(made_up(**scratch), made_up(seed=1, **scratch)))
 
 
 def test_several_triggers_have_a_line_each():
     table = readme.markdown(content(made_up(), made_up("color:0", one_round=0.05)))
     assert "| `bw:170` | 3.0 | 99.0 | 15.0 (20.0) | 2.0 | 1.0 | 1.0 |" in table
-    assert "ASR after MESA +0.5 (worst +2.0) against the floor" in table
-    assert "+2.5 (worst +4.0) against the clean model after the same repair, +2.5 (worst +4.0) against the id" in table
+    assert "ASR after MESA +0.5 (worst +2.0) against the clean-model ASR" in table
+    assert ("+2.5 (worst +4.0) against the clean model after MESA's repair, +2.5 (worst +4.0) against ideal") in table
 
 
 def test_the_caption_names_every_number_of_threads():
@@ -60,34 +67,61 @@ def test_the_caption_names_every_number_of_threads():
 
 def test_a_single_run_with_one_repeat_of_the_point_has_intervals_in_brackets():
     run = made_up()
-    run["rows"] = [row for row in run["rows"] if row["model"] != "point 2"]
-    assert "| point baseline | 90.0 % | 10.0 % (9.0 to 11.0) | |" in readme.markdown(content(run))
+    run["rows"] = [row for row in run["rows"] if row["model"] != "single inversion 2"]
+    assert "| single inversion | 90.0% | 10.0% (9.0 to 11.0) | |" in readme.markdown(content(run))
 
 
 def test_rounds_have_a_line_only_where_a_second_one_ran():
     assert "MESA rounds" not in readme.markdown(content(made_up(), made_up(seed=1)))
-    assert "| MESA rounds |" in readme.markdown(content(made_up(), made_up(seed=1, looks=(False, True))))
+    assert "| MESA rounds |" in readme.markdown(content(made_up(), made_up(seed=1, checks=(False, True))))
 
 
 def test_a_clean_model_that_all_runs_share_has_no_spread():
     runs = content(made_up(), made_up(seed=1))
-    assert "| clean, never attacked | 90.0 ± 0.0 % |" in readme.markdown(runs)
-    runs["params"]["clean_seed"] = 0
-    assert "| clean, never attacked | 90.0 % |" in readme.markdown(runs)
-    assert "Mean ± standard deviation over 2 runs, the point baseline 2 times in each." in readme.markdown(runs)
+    assert "| clean model | 90.0 ± 0.0% |" in readme.markdown(runs)
+    for run in runs["runs"]:
+        run["params"]["clean_seed"] = 0
+    assert "| clean model | 90.0% |" in readme.markdown(runs)
+    assert "Mean ± standard deviation over 2 runs, with 2 repeats of the single inversion in each." in readme.markdown(
+        runs
+    )
 
 
 @pytest.mark.parametrize(
     ("run", "says"),
     [
         (made_up(), "in 0 of 1 runs. Rounds until clear: 1.0"),
-        (made_up(one_round=0.5, looks=(False, True)), "in 1 of 1 runs, of which the look notices 1."),
-        (made_up(looks=(False, True)), "asks for another round in 1 others. Rounds until clear: 2.0 (most 2)"),
+        (made_up(one_round=0.5, checks=(False, True)), "in 1 of 1 runs, of which the residual check notices 1."),
+        (made_up(checks=(False, True)), "asks for another round in 1 others. Rounds until clear: 2.0 (most 2)"),
         (made_up(one_round=0.5, rounds=0.5), "notices 0. Rounds"),
         (made_up(one_round=0.5, rounds=0.5), "false all-clears at the end: 1."),
-        (made_up(one_round=0.5, rounds=0.5, looks=(False, False)), "false all-clears at the end: 0."),
-        (made_up(looks=(True,)), "10 s beyond the first model and repair"),
+        (made_up(one_round=0.5, rounds=0.5, checks=(False, False)), "false all-clears at the end: 0."),
+        (made_up(checks=(True,)), "10 s beyond the first model and repair"),
     ],
 )
 def test_misses_and_false_all_clears_are_counted(run, says):
     assert says in readme.rounds_line([run])
+
+
+def test_samples_are_those_of_the_highest_level_with_and_without_entropy():
+    line = readme.samples_line([made_up()])
+    assert line.startswith("Samples of MESA, beta 0.9: ASR 90.0%, mutual information 1.00 nats, mean distance 0.500; ")
+    assert line.endswith("distance 0.500; ratio of distances 1.00.") and "alpha 0: ASR 90.0%" in line
+    without = made_up()
+    del without["samples"]["alpha 0"]
+    assert "alpha 0" not in readme.samples_line([without])
+
+
+def test_the_tables_are_written_between_their_markers(tmp_path, monkeypatch):
+    for name in ("notebooks", "results"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("MESA_ROOT", str(tmp_path))
+    (tmp_path / "results" / "small.json").write_text(json.dumps(content(made_up(), made_up(seed=1))))
+    file = tmp_path / "README.md"
+    file.write_text("before\n<!-- table small -->\nold\n<!-- end small -->\nafter\n<!-- table other -->\n")
+    readme.into_readme()
+    text = file.read_text()
+    assert text.startswith("before\n<!-- table small -->\n| model |") and "old" not in text
+    assert text.endswith("\n<!-- end small -->\nafter\n<!-- table other -->\n")
+    readme.into_readme()
+    assert file.read_text() == text

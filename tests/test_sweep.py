@@ -75,7 +75,7 @@ def test_equal_cells_are_one_task(tmp_path):
 BAD = {
     "nowhere": (None, "sweep 'nowhere': not found; expected a path, or one of .*paper-cifar10"),
     "unknown part": ({"gird": {}}, "gird: unknown; expected some of title, params, set, grid"),
-    "unknown parameter": ({"grid": {"triger": ["bw:1"]}}, "triger = 'bw:1': there is no such parameter; did you mean trigger"),
+    "unknown parameter": ({"grid": {"triger": ["bw:1"]}}, "triger = 'bw:1': there is no such .* mean trigger"),
     "bad value": ({"grid": {"trigger": ["bw:512"]}}, "small', {'trigger': 'bw:512'}: trigger = 'bw:512'"),
     "no values": ({"grid": {"trigger": []}}, "grid has no value for trigger"),
     "no list": ({"grid": {"trigger": "bw:1"}}, "grid.trigger = 'bw:1': expected name: list of values"),

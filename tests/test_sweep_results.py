@@ -138,6 +138,38 @@ def test_what_is_published_is_not_done_again(pair, tmp_path, capsys, monkeypatch
     assert len(publish.read_published(file)) == 2
 
 
+def old_file(sweep, tasks, file):
+    """A published file of format 1: the second task, under a key and names of its time."""
+    result = made_up(tasks[1], asr=0.25) | {"key": "0123456789abcdef", "params": tasks[1].values}
+    old = json.dumps(result).replace("modeling_lr", "modelling_lr").replace("inversion_repeats", "point_repeats")
+    old = old.replace("clean model, repaired", "clean, repaired").replace("defense_kinds", "kinds")
+    file.write_text(f'{{"sweep": "{sweep.name}", "title": "", "runs": [\n{old}\n]}}\n')
+    return file
+
+
+def test_a_run_of_an_older_format_is_its_task_s_by_the_parameters(pair, tmp_path, capsys):
+    sweep, tasks = pair
+    file = old_file(sweep, tasks, tmp_path / "results.json")
+    before = file.read_text()
+    assert main.main(["sweep", written(tmp_path), "--publish", str(file), "--dry-run"]) == 0
+    assert "2 tasks, 0 to do" in capsys.readouterr().out and file.read_text() == before
+    other = grid.read(written(tmp_path), ["alpha=0.7"]).tasks()
+    assert not publish.published_results(other, publish.read_published(file))
+
+
+def test_an_older_file_is_migrated_when_something_is_published_into_it(pair, tmp_path):
+    sweep, tasks = pair
+    file = old_file(sweep, tasks, tmp_path / "results.json")
+    assert publish.publish(file, sweep, tasks) == 2, "the old run stays"
+    content = json.loads(file.read_text())
+    assert content["format"] == 2 and [run["key"] for run in content["runs"]] == ["0123456789abcdef", tasks[0].key]
+    assert content["runs"][0]["rows"][-1]["model"] == "clean model, repaired"
+    assert content["runs"][0]["params"]["modeling_lr"] == 0.001
+    keep(tasks[1], asr=0.5)
+    assert publish.publish(file, sweep, tasks) == 2, "done anew, it replaces the old one"
+    assert [run["key"] for run in json.loads(file.read_text())["runs"]] == [tasks[0].key, tasks[1].key]
+
+
 def test_small_parameters_are_published_as_they_are(pair, tmp_path):
     sweep, tasks = pair
     result = made_up(tasks[0]) | {"params": {"weight_decay": 4e-6}, "own": {"modeling_lr": 1.23e-5}}
@@ -158,8 +190,8 @@ def test_a_full_disk_at_the_end_keeps_back_nothing(pair, tmp_path, monkeypatch, 
     def fail(*arguments):
         raise OSError(28, "cannot write summary.csv: No space left on device")
 
-    def worked(a, of_sweep, tasks, to_do, kept, plan, ended):
-        ended[tasks[1].key] = Outcome(tasks[1].name, "failed", 1, "01_attacking.ipynb failed: because")
+    def worked(a, state, plan):
+        state.ended[tasks[1].key] = Outcome(tasks[1].name, "failed", 1, "01_attacking.ipynb failed: because")
 
     monkeypatch.setattr(sweep_report, "write", fail)
     monkeypatch.setattr(sweep_command, "work", worked)

@@ -45,12 +45,12 @@ def published_results(tasks: Sequence[Task], runs: dict[str, dict]) -> dict[str,
     A run of format 1 has a key of its time, when parameters had other names; it is the run of the task that has the
     same parameters and notebooks.
     """
-    migrated = {_cell(run["params"], run["notebooks"]): run for run in runs.values() if run.get("migrated")}
-    results = {task.key: runs.get(task.key) or migrated.get(_cell(task.values, task.notebooks)) for task in tasks}
+    migrated = {same_cell(run["params"], run["notebooks"]): run for run in runs.values() if run.get("migrated")}
+    results = {task.key: runs.get(task.key) or migrated.get(same_cell(task.values, task.notebooks)) for task in tasks}
     return {key: run for key, run in results.items() if run}
 
 
-def _cell(values: dict[str, Any], notebooks: Sequence[str]) -> str:
+def same_cell(values: dict[str, Any], notebooks: Sequence[str]) -> str:
     """Return a text that is equal for equal parameters and notebooks; of files only the names are known."""
     p = params.check(values)
     named = p.content() | {"trigger": Path(p.trigger).name, "checkpoint": Path(p.checkpoint).name}
