@@ -73,13 +73,7 @@ def toy() -> Split:
     return Split((noise + 100 * labels[:, None, None, None]).to(torch.uint8), labels)
 
 
-def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="also run the tests that kill sweeps (make test-faults)")
-
-
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
-        if item.get_closest_marker("faults") and not config.getoption("--faults"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: make test-faults"))

@@ -1,12 +1,17 @@
 """The files around the code agree with one another."""
 
+import ast
 import json
 import re
+import subprocess
+import sys
 import tomllib
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mesa_lib.experiments import results
 from mesa_lib.reporting.tables import readme
@@ -17,7 +22,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def names(requirements):
-    return {re.match(r"[\w-]+", r).group().lower().replace("_", "-") for r in requirements}
+    return {re.match(r"[\w-]+", r).group().lower().replace("_", "-") for r in requirements} - {"mesa-lib"}
+
+
+#: every requirement, of the package and of its extras
+REQUIREMENTS = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
 
 
 def test_environment_yml_installs_the_package_and_nothing_of_its_own():
@@ -28,38 +37,63 @@ def test_environment_yml_installs_the_package_and_nothing_of_its_own():
 
 
 def test_what_is_installed_comes_from_pyproject():
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-    assert names(wanted) == names(requires("mesa-lib"))
+    assert names(REQUIREMENTS) == names(requires("mesa-lib"))
+
+
+def test_the_development_extra_has_all_others():
+    (own,) = [r for r in PROJECT["optional-dependencies"]["dev"] if r.startswith("mesa-lib[")]
+    assert set(re.findall(r"\w+", own.removeprefix("mesa-lib"))) == set(PROJECT["optional-dependencies"]) - {"dev"}
+
+
+def pins():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pairs}
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    from packaging.requirements import Requirement
-
-    pins = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if line and not line.startswith("#")
-    )
-    pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    pinned = pins()
+    for text in REQUIREMENTS:
         wanted = Requirement(text)
-        assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+        if wanted.name != "mesa-lib":
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), text
+
+
+def test_constraints_pin_what_the_dependencies_need():
+    """Also indirect dependencies are pinned, except what torch brings (its CUDA packages)."""
+    pinned, queue, needed = pins(), [Requirement(text) for text in REQUIREMENTS], set()
+    while queue:
+        requirement = queue.pop()
+        name = canonicalize_name(requirement.name)
+        if name in needed | {"mesa-lib"} or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        needed.add(name)
+        if name != "torch":
+            queue += map(Requirement, requires(name) or [])
+    assert {"grimp", "rich", "pyproject-hooks", "torch"} <= needed
+    assert needed - set(pinned) <= {"setuptools", "pip"}
+
+
+def imported(code):
+    """The top-level packages that some code imports, absolutely."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
 
 
 def test_every_import_is_declared():
     """A package imported by the library or the notebooks is a dependency, not somebody's accident."""
-    import sys
-    from importlib.metadata import packages_distributions
-
     code = [f.read_text() for f in (ROOT / "mesa_lib").rglob("*.py")]
     for book in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(book.read_text())["cells"]
         code += ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    used = {m for text in code for m in re.findall(r"^\s*(?:import|from) ([a-z_A-Z0-9]+)", text, re.M)}
-    used -= set(sys.stdlib_module_names) | {"mesa_lib"}
+    used = {module for text in code for module in imported(text)} - set(sys.stdlib_module_names) - {"mesa_lib"}
+    assert {"torch", "pandas", "jinja2", "dask"} <= used
     owners = packages_distributions()
-    declared = names(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"])
-    indirect = {"jupyter-client", "nbclient", "nbformat", "traitlets", "dask"}  # of jupyterlab, papermill, distributed
+    declared = names(REQUIREMENTS)
+    indirect = {"jupyter-client", "nbclient", "nbformat", "traitlets", "dask", "markupsafe"}
     for module in used:
         assert {d.lower().replace("_", "-") for d in owners[module]} & (declared | indirect), module
 
@@ -87,8 +121,6 @@ def test_the_readmes_tables_are_those_of_the_results(name):
 
 @pytest.mark.parametrize("kind", [".safetensors", ".pt", ".pth", ".pkl", ".zip", ".npz", ".tar.gz"])
 def test_no_weights_or_data_are_in_the_repository(kind):
-    import subprocess
-
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no git checkout")

@@ -68,7 +68,7 @@ def test_the_caption_names_every_number_of_threads():
 def test_a_single_run_with_one_repeat_of_the_point_has_intervals_in_brackets():
     run = made_up()
     run["rows"] = [row for row in run["rows"] if row["model"] != "single inversion 2"]
-    assert "| single inversion | 90.0% | 10.0% (9.0 to 11.0) | |" in readme.markdown(content(run))
+    assert "| single inversion | 90.0% | 10.0% (9.0 to 11.0) |  |" in readme.markdown(content(run))
 
 
 def test_rounds_have_a_line_only_where_a_second_one_ran():

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from safetensors.torch import save_file
 from sweeps import TINY, keep, tasks_of, written
+from toy_notebooks import toy_repository
 
 from mesa_lib import store, triggers
 from mesa_lib.cli import main
@@ -196,7 +197,8 @@ def test_a_task_is_done_when_its_whole_result_is_there(one):
     assert one.result() == {"key": one.key} and task.perform(one) == Outcome(one.name, "before")
 
 
-def test_a_victim_goes_through_the_bench_and_its_figures_are_published(tmp_path, empty_store):
+def test_a_victim_goes_through_the_bench_and_its_figures_are_published(tmp_path, empty_store, monkeypatch):
+    monkeypatch.setenv("MESA_ROOT", str(toy_repository(tmp_path / "repository")))
     axes = {"attack": ["warp"], "defense_kinds": ["reformers"]}
     file = written(tmp_path, grid=axes, notebooks=[notebooks.VICTIM_NOTEBOOK])
     sweep = grid.read(file)

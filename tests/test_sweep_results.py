@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from sweeps import TINY, keep, made_up, written
+from toy_notebooks import toy_repository
 
 from mesa_lib import store
 from mesa_lib.cli import main
@@ -223,13 +224,19 @@ def test_a_report_that_cannot_be_written_meanwhile_does_not_stop_the_others(caps
 # --- a whole sweep ---------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, monkeypatch):
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """Short notebooks in the place of the project's."""
+    monkeypatch.setenv("MESA_ROOT", str(toy_repository(tmp_path / "repository")))
+
+
+def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, toys, capsys):
     """Two good tasks at once, and one whose notebook fails; the second start tries the failed one alone."""
     cells = [{"trigger": "bw:170"}, {"trigger": "bw:7", "attack_lr": 1e9}, {"trigger": "bw:16"}]
     file = written(tmp_path, grid={}, cells=cells)
     assert main.main(["sweep", file, "--jobs", "2", "--threads", "1"]) == 1
     shown = capsys.readouterr().err
-    said = "01_attacking.ipynb failed: FloatingPointError: attack: the loss became"
+    said = "01_attacking.ipynb failed: FloatingPointError: attack: loss = "
     assert "1 of 3 tasks failed" in shown and said in shown
     folder = empty_store / "sweeps" / "small"
     table = pd.read_csv(folder / "summary.csv").set_index("trigger")
@@ -251,8 +258,9 @@ def test_a_sweep_runs_and_goes_on_when_one_fails(tmp_path, empty_store, capsys, 
         assert result["seconds"].keys() == {"clean", "attack"} and result["made"]["threads"] == 1
 
 
-def test_the_workers_of_a_scheduler_elsewhere_find_everything(tmp_path, empty_store, monkeypatch, capsys):
-    """Started in another folder, knowing neither the store nor the number of threads."""
+@pytest.mark.long
+def test_the_workers_of_a_scheduler_elsewhere_find_everything(tmp_path, empty_store, capsys):
+    """Started in another folder, knowing neither the store nor the number of threads; with the project's notebook."""
     there = tmp_path / "elsewhere"
     there.mkdir()
     known = there / "scheduler.json"
@@ -285,7 +293,9 @@ def test_a_record_holds_everything_of_a_run(empty_store):
     found = results.collect_results(pipeline)
     assert found == json.loads(json.dumps(results.collect_results(pipeline)))
     assert set(found["levels"]) == {"beta 0.9", "beta 0.8", "beta 0.5"}
-    assert set(found["samples"]) == {*found["levels"], "mixture"} and len(found["inverted_triggers_asr"]) == 2
+    assert (
+        set(found["samples"]) == {*found["levels"], "mixture", "alpha 0"} and len(found["inverted_triggers_asr"]) == 2
+    )
     assert {"clean", "attack", "modeling", "repair", "rounds"} == set(found["seconds"])
     kept = found["triggers"]
     assert torch.equal(results.unpack_triggers(kept["original"], kept["shape"])[0], pipeline.trigger)

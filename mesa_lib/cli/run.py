@@ -27,7 +27,9 @@ def add(commands) -> None:
     tables = commands.add_parser("tables", help="write tables and figure into the README (maintainers)")
     tables.set_defaults(function=write_tables)
     # whatever options follow, they are refused in one message: no text begins with this prefix
-    repeat = commands.add_parser("repeat", help="removed: use sweep with a seed axis", prefix_chars="\0", add_help=False)
+    repeat = commands.add_parser(
+        "repeat", help="removed: use sweep with a seed axis", prefix_chars="\0", add_help=False
+    )
     repeat.add_argument("options", nargs="*", help=argparse.SUPPRESS)
     repeat.set_defaults(function=refuse_repeat)
 

@@ -95,7 +95,7 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
     search_generations: Count = Field(12, ge=0, description="generations of a trigger search")
     inversion_repeats: Count = Field(3, ge=1, description="how often the inversion of a single trigger is repeated")
     compare_triggers: str = Field(
-        "bw:97,bw:16", description="other triggers whose distributions are drawn beside; empty: none"
+        "bw:97", description="other triggers whose distributions are drawn beside; empty: none"
     )
     defense_kinds: str = Field(",".join(DEFENSE_KINDS), description="kinds of defenses that the benchmark runs")
 

@@ -93,9 +93,8 @@ def caption(runs: Sequence[dict], triggers: Sequence[str]) -> str:
     threads = " or ".join(counts) + (" thread" if counts == ["1"] else " threads")
     seconds = {k: intervals.mean_std(run["seconds"][k] for run in runs)[0] for k in runs[0]["seconds"]}
     spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    over = f"Mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else "One run"
+    over = f"Mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else "One run (95% CI in brackets)"
     repeats = len(rates(runs[0], BASELINE))
-    over += " (95% CI in brackets)" if len(runs) == 1 and repeats == 1 else ""
     return (
         f"{over}, with {repeats} repeat{'s' * (repeats != 1)} of the single inversion in each. "
         f"{p['dataset']}, {', '.join(f'`{trigger}`' for trigger in triggers)}, target {p['target']}, seeds {seeds}; "
