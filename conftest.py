@@ -1,4 +1,4 @@
-"""What tests and notebooks share: one store of trained models, kept until the sources change, and how files are scheduled.
+"""What tests and notebooks share: one store of trained models, kept until the sources change, and the order of files.
 
 Tests and notebooks run in one pytest session (`make test`). Each file is one group on one worker, the longest first, so
 that no long file is left for one core at the end.

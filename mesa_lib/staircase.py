@@ -26,7 +26,7 @@ CHECK_EVERY = 25  # steps between two checks on held-out images
 
 
 def hinge(success: Tensor, beta: float, kind: str, scale: str = "probability") -> Tensor:
-    """Return max(0, beta - F), averaged over triggers.
+    """Return max(0, beta - F), averaged over triggers, or over single images.
 
     Args:
         success: F (n, m) of n triggers on m images each, in [0, 1].
@@ -45,7 +45,8 @@ class Learner:
 
         L = max(0, beta - F(G(z)))  -  alpha * I(G(z); z)
 
-    where I is MINE's lower bound, whose network T learns along with G. One step is `propose`, F, `loss`, `update`.
+    where I is MINE's lower bound, whose network T learns along with G. A step is `propose`, F, `loss`, gradient,
+    `update`; `fit_levels` is the loop.
     """
 
     def __init__(self, shape: Sequence[int], beta: float, settings: Settings, device: torch.device | str, seed: int):
@@ -65,7 +66,8 @@ class Learner:
         return generators.noise(n or s.triggers_per_step, s.noise_dim, s.noise, self.rng)
 
     def propose(self) -> Tensor:
-        """Return points (triggers_per_step, *shape) for F, with trigger noise; G(z) itself is kept as `x`."""
+        """Begin a step: return points (triggers_per_step, *shape) for F, with trigger noise; G(z) is kept as `x`."""
+        self.adam_G.zero_grad()
         self.z, self.z_other = self.draw_noise(), self.draw_noise()
         self.x = self.G(self.z)
         if not self.settings.trigger_noise:
@@ -77,7 +79,6 @@ class Learner:
         """Return L from F of the proposed points (triggers_per_step, m)."""
         s = self.settings
         self.information = mine.lower_bound(self.T(self.x, self.z), self.T(self.x, self.z_other))  # I(G(z); z)
-        self.adam_G.zero_grad()
         return hinge(success, self.beta, s.hinge, s.hinge_scale) - s.alpha * self.information
 
     def update(self) -> None:
@@ -86,9 +87,9 @@ class Learner:
         for _ in range(self.settings.critic_steps):
             z, z_other = self.draw_noise(), self.draw_noise()
             with torch.no_grad():
-                self.x = self.G(z)
+                x = self.G(z)
             self.adam_T.zero_grad()
-            self.average.loss(self.T(self.x, z), self.T(self.x, z_other)).backward()
+            self.average.loss(self.T(x, z), self.T(x, z_other)).backward()
             self.adam_T.step()
 
     def record(self, step: int, success: Tensor, loss: Tensor) -> None:
@@ -100,11 +101,11 @@ class Learner:
                 f"expected finite values: try a smaller learning rate than {self.settings.modeling_lr}"
             )
         record = {"step": step, "F": values[0], "information": values[1], "loss": values[2]}
-        self.history.append(record | diversity(self.x))
+        self.history.append(record | diversity(self.x.detach()))
 
     @torch.no_grad()
     def check(self, held_out: TestingFunction) -> None:
-        """Stop once fresh samples reach beta on images that F never saw, `patience` checks in a row."""
+        """After `record`: stop once fresh samples reach beta on images that F never saw, `patience` times in a row."""
         self.G.eval()
         F = float(held_out(self.G(self.draw_noise()), self.rng).mean())
         self.G.train()
@@ -127,7 +128,7 @@ def fit_levels(
     """Run Algorithm 2 for all `betas` at once: each step tests the triggers of all levels in one pass through F.
 
     Args:
-        F: any differentiable function of points (n, *shape) in (0, 1).
+        F: points (n, *shape) in (0, 1), rng -> success (n, m) in [0, 1]; differentiable, see `success`.
         shape: shape of one point.
         betas, seeds: one of each per level; betas may repeat (several target classes).
         held_out: the same F on other images, for the early stop by `settings.patience`.

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from mesa_lib.cli.main import build_parser
 from mesa_lib.experiments import results
 from mesa_lib.reporting.tables import readme
 from mesa_lib.store import paths
@@ -98,20 +100,53 @@ def test_every_import_is_declared():
         assert {d.lower().replace("_", "-") for d in owners[module]} & (declared | indirect), module
 
 
-def test_the_readmes_commands_exist():
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+def makefile_commands():
+    """The recipes' commands that are run in the virtual environment, with the Makefile's variables in place."""
+    makefile = (ROOT / "Makefile").read_text()
+    variables = dict(re.findall(r"^(\w+) [?:]= ?(.*)$", makefile, re.M))
+    for line in re.findall(r"^\t(\$\((?:BIN|PYTEST)\).*)$", makefile, re.M):
+        while variable := re.search(r"\$\((\w+)\)", line):
+            line = line.replace(variable.group(), variables[variable.group(1)])
+        yield line
+
+
+def test_the_readmes_commands_are_those_of_the_makefile():
+    text, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^(\w[\w-]*):", makefile, re.M))
-    named = set(re.findall(r"(?:^|[`(]|# )make ([a-z][a-z-]*)", readme, re.M))
-    assert {"run", "test", "lab"} <= named <= targets
-    for line in re.findall(r"^\t\$\(BIN\)/(.*)$", makefile, re.M):
-        if not line.startswith("python -m pip"):
-            assert line in readme, f"also as a plain command: {line}"
+    named = set(re.findall(r"(?:^|[`(]|# )make ([a-z][a-z-]*)", text, re.M))
+    assert {"run", "test", "test-all", "lab"} <= named <= targets
+    commands = [line for line in makefile_commands() if " -m pip " not in line]
+    assert sum(" -m pytest " in line for line in commands) == 2 and len(commands) >= 7
+    for line in commands:
+        assert re.search(re.escape(line) + r"(?:$| +#)", text, re.M), f"also as a plain command: {line}"
 
 
-def test_the_readmes_links_lead_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md"):
-        for link in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
-            assert (ROOT / link).exists(), f"{document}: {link}"
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_commands_in_documents_have_options_that_exist(document):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    commands = re.findall(r"python -m mesa_lib ([a-z][^`#\n]*)", text)
+    for command in commands:
+        arguments = build_parser().parse_args(shlex.split(command))
+        if arguments.command == "sweep" and re.fullmatch(r"[a-z][\w-]*", arguments.sweep):
+            assert (ROOT / "params" / "sweeps" / f"{arguments.sweep}.yaml").is_file(), command
+        elif arguments.command in ("run", "check"):
+            assert all((ROOT / file).is_file() for file in arguments.files), command
+    assert commands
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+def test_links_in_documents_lead_somewhere(document):
+    file = ROOT / document
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text()):
+        assert (file.parent / link).exists(), link
+
+
+def test_the_readme_names_every_extra_and_every_sweep():
+    text = (ROOT / "README.md").read_text()
+    for extra in PROJECT["optional-dependencies"]:
+        assert f"`{extra}`" in text, extra
+    for sweep in (ROOT / "params" / "sweeps").glob("*.yaml"):
+        assert f"(params/sweeps/{sweep.name})" in text, sweep.name
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"])

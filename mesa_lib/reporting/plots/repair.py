@@ -73,7 +73,7 @@ def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model
         axis.minorticks_off()
         axis.set_title(title, fontsize=11)
     axes[0].set_ylabel("attack success rate (%)")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
