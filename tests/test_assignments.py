@@ -1,7 +1,7 @@
 """The problem sets: full marks for the instructor's copies, none for untouched ones, mistakes cost their points.
 
-Graded by nbgrader itself, as an instructor would; all sets share one store, so that models which are only given are
-trained once.
+Graded by nbgrader itself, as an instructor would. All sets share one store, so that models which students do not train
+are trained once. Each set is a group of its own for xdist.
 """
 
 import os
@@ -22,14 +22,19 @@ MISTAKES = yaml.safe_load((ASSIGNMENTS / "mistakes.yaml").read_text())
 SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.M | re.S)
 
 
+#: one test for each set; all tests of a set run on one worker, which releases the set once
+each_set = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SETS])
+
+
 def source(name):
+    """The instructor's copy of a set."""
     return nbformat.read(ASSIGNMENTS / "source" / name / f"{name}.ipynb", 4)
 
 
 def points(book) -> dict[str, float]:
     """Graded cell -> points."""
-    own = [cell.metadata.get("nbgrader", {}) for cell in book.cells]
-    return {cell["grade_id"]: cell["points"] for cell in own if cell.get("grade")}
+    cells = [cell.metadata.get("nbgrader", {}) for cell in book.cells]
+    return {cell["grade_id"]: cell["points"] for cell in cells if cell.get("grade")}
 
 
 class Course:
@@ -47,8 +52,8 @@ class Course:
     def release(self, name):
         """The student's copy of a set."""
         if name not in self._released:
-            made = self.api.generate_assignment(name, force=True, create=True)
-            assert made["success"], made["log"]
+            result = self.api.generate_assignment(name, force=True, create=True)
+            assert result["success"], result["log"]
             self._released[name] = nbformat.read(self.where / "release" / name / f"{name}.ipynb", 4)
         return self._released[name]
 
@@ -64,54 +69,60 @@ class Course:
             (submitted,) = gradebook.find_submission(name, student).notebooks
             return {grade.name: grade.score for grade in submitted.grades}
 
+    def errors(self, name, student) -> dict[str, str]:
+        """Cell -> error message in a graded submission."""
+        graded = nbformat.read(self.where / "autograded" / student / name / f"{name}.ipynb", 4)
+        outputs = [(cell.id, output) for cell in graded.cells for output in cell.get("outputs", [])]
+        return {cell: output.evalue for cell, output in outputs if output.output_type == "error"}
+
 
 @pytest.fixture(scope="session")
-def course(own_runs, tmp_path_factory):
+def course(temporary_runs, tmp_path_factory):
     return Course(tmp_path_factory.mktemp("course") / "course")
 
 
 # --- what is released ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SETS)
+@each_set
 def test_the_students_copy_holds_no_solution_and_no_output(course, name):
-    book, own = course.release(name), source(name)
+    book, instructors = course.release(name), source(name)
     text = "\n".join(cell.source for cell in book.cells)
     assert "### BEGIN" not in text and "HIDDEN" not in text
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
     stubs = [cell.source for cell in book.cells if cell.metadata.get("nbgrader", {}).get("solution")]
     assert stubs and all("raise NotImplementedError()" in stub for stub in stubs)
-    for cell in own.cells:
+    for cell in instructors.cells:
         for solution in SOLUTION.findall(cell.source):
             for line in map(str.strip, solution.splitlines()):
                 assert len(line) < 25 or line not in text, f"{cell.id}: {line}"
     hidden = re.findall(
-        r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", "\n".join(c.source for c in own.cells), re.S
+        r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", "\n".join(c.source for c in instructors.cells), re.S
     )
     assert hidden and not any(line in text for part in hidden for line in part.splitlines() if len(line) > 40)
 
 
-@pytest.mark.parametrize("name", SETS)
+@each_set
 def test_a_set_is_executed_worth_twenty_points_and_taught_by_the_notebooks_that_it_names(name):
     book = source(name)
     assert sum(points(book).values()) == 20
     assert all(cell.get("execution_count") for cell in book.cells if cell.cell_type == "code")
     assert not any(out.output_type == "error" for cell in book.cells for out in cell.get("outputs", []))
-    asked = "\n".join(cell.source for cell in book.cells).lower()
+    text = "\n".join(cell.source for cell in book.cells).lower()
     covers = book.metadata["mesa"]["covers"]
     assert len(covers) >= 5
     for term, notebook in covers.items():
         taught = nbformat.read(paths.root() / "notebooks" / f"{notebook}.ipynb", 4)
         prose = "\n".join(cell.source for cell in taught.cells if cell.cell_type == "markdown").lower()
-        assert term.lower() in asked and term.lower() in prose, f"{term}: not in {name} or not in {notebook}"
+        assert term.lower() in text and term.lower() in prose, f"{term}: not in {name} or not in {notebook}"
 
 
-@pytest.mark.parametrize("name", SETS)
+@each_set
 def test_a_sets_links_lead_to_the_notebooks_from_where_students_are_told_to_put_it(name):
-    told = re.search(r"in a folder\nthree below the project's \(`(.+?)/`\)", (ASSIGNMENTS / "README.md").read_text())
+    advice = re.search(r"in a folder\nthree below the project's \(`(.+?)/`\)", (ASSIGNMENTS / "README.md").read_text())
     text = "".join(cell.source for cell in source(name).cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\((\.\./[^)#]+)\)", text)
-    for folder in (ASSIGNMENTS / "source" / name, paths.root() / told[1]):
+    for folder in (ASSIGNMENTS / "source" / name, paths.root() / advice[1]):
         assert links and all(Path(os.path.normpath(folder / link)).is_file() for link in links), links
 
 
@@ -119,30 +130,46 @@ def test_the_sets_are_those_that_are_described():
     assert len(SETS) == 4 == len(MISTAKES) and set(MISTAKES) == set(SETS)
     page = (ASSIGNMENTS / "README.md").read_text()
     assert all(name in page for name in SETS)
-    assert all(len(own) == 3 for own in MISTAKES.values())
+    assert all(len(mistakes) == 3 for mistakes in MISTAKES.values())
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_mistakes_of_a_set_do_not_touch_each_other(name):
+    cells = {cell.id: cell.source for cell in source(name).cells}
+    lines, costs = [], []
+    for mistake in MISTAKES[name]:
+        before, *after = cells[mistake["cell"]].split(mistake["right"])
+        assert len(after) == 1, mistake["what"]
+        lines.append((mistake["cell"], before.count("\n")))
+        costs += mistake["costs"]
+        ((part, cost),) = mistake["costs"].items()
+        assert points(source(name))[part] == cost and f'"{mistake["message"]}"' in cells[part], mistake["what"]
+    assert len(set(lines)) == len(set(costs)) == len(MISTAKES[name])
 
 
 # --- what is graded --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SETS)
+@each_set
 def test_the_instructors_copy_scores_full_marks(course, name):
     assert course.scores(name, "full", source(name)) == points(source(name))
 
 
-@pytest.mark.parametrize("name", SETS)
+@each_set
 def test_the_untouched_copy_scores_nothing(course, name):
     scores = course.scores(name, "untouched", course.release(name))
     assert set(scores) == set(points(source(name))) and not any(scores.values())
 
 
-@pytest.mark.parametrize(("name", "number"), [(name, number) for name in SETS for number in range(3)])
-def test_a_mistake_costs_exactly_its_points(course, name, number):
-    mistake = MISTAKES[name][number]
+@each_set
+def test_mistakes_cost_exactly_their_points(course, name):
     book = source(name)
-    (cell,) = [cell for cell in book.cells if cell.id == mistake["cell"]]
-    assert cell.source.count(mistake["right"]) == 1
-    cell.source = cell.source.replace(mistake["right"], mistake["wrong"])
-    scores = course.scores(name, f"mistake{number}", book)
+    for mistake in MISTAKES[name]:
+        (cell,) = [cell for cell in book.cells if cell.id == mistake["cell"]]
+        cell.source = cell.source.replace(mistake["right"], mistake["wrong"])
+    book.cells = [cell for cell in book.cells if cell.metadata.get("nbgrader")]  # pictures cost time, and no points
+    scores = course.scores(name, "mistakes", book)
     lost = {part: full - scores[part] for part, full in points(book).items() if scores[part] != full}
-    assert lost == mistake["costs"], mistake["what"]
+    assert lost == {part: cost for mistake in MISTAKES[name] for part, cost in mistake["costs"].items()}
+    errors = course.errors(name, "mistakes")
+    assert errors == {part: mistake["message"] for mistake in MISTAKES[name] for part in mistake["costs"]}
