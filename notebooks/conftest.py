@@ -10,9 +10,11 @@ import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell
 
+from mesa_lib.experiments.kernels import KEEP_MEMORY
+
 SANITIZE = {r"0x[0-9a-fA-F]+": "0xADDRESS"}
 
-os.environ["MESA_BATCH"] = "1"
+os.environ.update(KEEP_MEMORY | {"MESA_BATCH": "1"})  # as in `kernels.kernel_environment`
 if "MESA_TEST_RUNS" in os.environ:
     os.environ["MESA_RUNS"] = os.environ["MESA_TEST_RUNS"]
 
