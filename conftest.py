@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from mesa_lib.device import keep_memory
+
 ROOT = Path(__file__).parent
 STORES = ROOT / ".test-store"
 #: seconds after which a store of other sources is removed: until then another session may still use it
@@ -30,6 +32,7 @@ def source_hash() -> str:
 
 def pytest_configure(config):
     """Name the store of this session for all workers (`MESA_TEST_RUNS`); old stores of other sources are removed."""
+    keep_memory()
     if "MESA_TEST_RUNS" in os.environ or hasattr(config, "workerinput"):
         return
     store = STORES / source_hash()

