@@ -5,6 +5,9 @@ from victims import victim
 from mesa_lib.attacks import adversarial
 from mesa_lib.models import inference
 
+#: notebook 06 plants the same attacks in the short run
+pytestmark = pytest.mark.long
+
 
 def clean_model_and_images(n):
     pipeline = victim("none").pipeline

@@ -12,6 +12,9 @@ from mesa_lib.experiments import params
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.models import inference
 
+#: notebook 06 plants the same attacks in the short run
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if name != "none"])
 def test_an_attack_succeeds_and_keeps_clean_accuracy(name):

@@ -31,6 +31,7 @@ def test_the_double_mad_measures_the_left_side_by_itself():
     assert factor[0] == pytest.approx(9 / (1.4826 * 1.5)) and factor[3:].tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.long
 def test_deepinspect_ranks_the_planted_class_first():
     verdict = victim("corner").verdict("DeepInspect").result
     assert tables.top_class(verdict) == TARGET

@@ -26,5 +26,6 @@ def test_many_classes_are_searched_in_parts_with_the_same_result(monkeypatch):
     assert np.ptp(whole.scores) > 0.01, "classes that differ"
 
 
+@pytest.mark.long
 def test_dl_tnd_ranks_the_planted_class_first():
     assert tables.top_class(victim("patch").verdict("DL-TND").result) == TARGET

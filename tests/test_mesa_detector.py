@@ -103,11 +103,13 @@ def test_the_factories_know_what_their_names_say():
 # --- on digits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_mesa_flags_the_patch_and_no_clean_model():
     assert victim("patch").verdict("MESA").result["flagged"] == [TARGET]
     assert victim("none").verdict("MESA").result["flagged"] == []
 
 
+@pytest.mark.long
 def test_ten_classes_cost_mesa_at_most_four_times_one():
     """Screening and the full model of the suspects, against the full model of one class."""
     evaluation = victim("patch")
@@ -115,6 +117,7 @@ def test_ten_classes_cost_mesa_at_most_four_times_one():
     assert ten < 4 * evaluation.pipeline.distribution()[1].made["seconds"]
 
 
+@pytest.mark.long
 def test_mesa_finds_a_backdoor_at_a_fixed_location_by_searching_for_the_location():
     evaluation = victim("corner")
     assert evaluation.verdict("MESA").result["flagged"] == []
@@ -125,11 +128,13 @@ def test_mesa_finds_a_backdoor_at_a_fixed_location_by_searching_for_the_location
     assert min(row, column) >= 26, "near the corner (29, 29)"
 
 
+@pytest.mark.long
 def test_mesa_at_a_fixed_location_flags_no_clean_model():
     result = victim("none").verdict("MESA, location unknown").result
     assert result["flagged"] == [] and max(result["scores"]) < 0.3
 
 
+@pytest.mark.long
 def test_mesa_models_a_suspect_at_every_size_that_succeeds():
     quick = Settings(betas=(0.9,), steps=60, triggers_per_step=16)
     method = MESA(Screening(sizes=((2, 2), (4, 4))), settings=quick)

@@ -150,6 +150,7 @@ def test_what_a_repair_needs_to_know_is_what_its_detector_does_and_the_weights()
 # --- on digits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_mesa_removes_its_own_kind_and_fine_tuning_does_not():
     evaluation = victim("patch")
     assert rates(evaluation, evaluation.repaired("fine-tuning"))[1] > 0.4
@@ -157,12 +158,14 @@ def test_mesa_removes_its_own_kind_and_fine_tuning_does_not():
     assert accuracy > 0.95 and asr < 0.05
 
 
+@pytest.mark.long
 def test_mesa_repairs_a_class_that_it_detected_itself():
     evaluation = victim("patch")
     accuracy, asr = rates(evaluation, evaluation.repaired("MESA, target unknown"))
     assert accuracy > 0.95 and asr < 0.05
 
 
+@pytest.mark.long
 def test_mesa_repairs_a_backdoor_at_a_fixed_location_by_searching_for_the_location():
     evaluation = victim("corner")
     accuracy, asr = rates(evaluation, evaluation.repaired("MESA, target and location unknown"))

@@ -6,6 +6,7 @@ from mesa_lib.defenses.neural_cleanse import InvertedTriggers, NeuralCleanse, Un
 from mesa_lib.evaluation import metrics
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("attack", ["corner", "patch"])
 def test_neural_cleanse_flags_the_planted_class_which_needs_far_fewer_pixels(attack):
     """The index of the logarithms; that of the norms themselves is 1.4 to 2.8, by seed and number of threads."""
@@ -15,10 +16,12 @@ def test_neural_cleanse_flags_the_planted_class_which_needs_far_fewer_pixels(att
     assert verdict["flagged"] == [TARGET] and verdict["index"][TARGET] > NeuralCleanse().above > 2
 
 
+@pytest.mark.long
 def test_neural_cleanse_flags_no_clean_model():
     assert victim("none").verdict("Neural Cleanse").result["flagged"] == []
 
 
+@pytest.mark.long
 def test_neural_cleanse_unlearns_what_it_flags():
     evaluation, method = victim("patch"), Unlearning()
     result = method.repair(evaluation.view(method.knowledge))

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from victims import rates, victim
 
@@ -19,6 +20,7 @@ def test_the_accuracy_curve_is_that_of_masked_heads():
     assert curve[9] == float((inference.predict(network, images) == labels).float().mean())
 
 
+@pytest.mark.long
 def test_decoys_stand_first_in_the_defenders_order_and_change_nothing():
     attacked = victim("pruning-aware").pipeline.attacked()
     about = attacked.artifact.result
@@ -27,11 +29,13 @@ def test_decoys_stand_first_in_the_defenders_order_and_change_nothing():
     assert sorted(first) == sorted(about["decoys"])
 
 
+@pytest.mark.long
 def test_the_pruning_aware_backdoor_survives_pruning_and_is_weakened_by_fine_pruning():
-    """How much Fine-Pruning leaves depends on the seed of the attacked model alone.
+    """How much Fine-Pruning leaves depends on the seeds of the attacked model and of retraining.
 
-    Over seven such seeds (0 to 3 before all seeds were derived anew, 0 to 2 since) pruning left an ASR of 65 to 100%,
-    Fine-Pruning 0.5 to 92%, always less than pruning (by 7 points at least).
+    ASR over attacked models, each retrained with two to four seeds. Seeds 0 to 3, before all seeds were derived anew:
+    pruning left 92 to 100%, Fine-Pruning 1 to 51%, fine-tuning 1 to 94%. Seeds 0 to 2 since: 65 to 100%, 0.5 to 92% and
+    2 to 85%. Fine-Pruning always left less than pruning, by 7 points at least, but not always less than fine-tuning.
     """
     evaluation = victim("pruning-aware")
     _, pruned = rates(evaluation, evaluation.repaired("pruning"))

@@ -65,6 +65,7 @@ def test_an_unknown_squeezer_is_refused():
         FeatureSqueezing(("blur",))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("confidence", [0, 5])
 def test_feature_squeezing_separates_strong_carlini_wagner_examples(confidence):
     pipeline = victim("patch").pipeline
@@ -81,7 +82,7 @@ def test_feature_squeezing_separates_strong_carlini_wagner_examples(confidence):
     method.fit(DefenderView(method.knowledge, model, d.modeling, 10))
     held_out, clean, adversarial_scores = map(method.score, (d.modeling.images[:300], x, perturbed[fooled]))
     fires = torch.ones(len(adversarial_scores), dtype=torch.bool)
-    # over seven seeds of the model: 0.992 to 0.997 without confidence, 0.943 to 0.998 with 5
-    assert benchmark.score_separation(held_out, clean, adversarial_scores, fires)["auroc"] >= (
-        0.9 if confidence else 0.95
-    )
+    # over seeds of the model (four before all seeds were derived anew, three since): 0.992 to 0.995 and 0.992 to 0.997
+    # without confidence, 0.960 to 0.993 and 0.943 to 0.998 with 5
+    bound = 0.9 if confidence else 0.95
+    assert benchmark.score_separation(held_out, clean, adversarial_scores, fires)["auroc"] >= bound

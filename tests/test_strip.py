@@ -39,11 +39,13 @@ def test_overlays_mix_as_their_names_say():
         STRIP(overlay="glue")
 
 
+@pytest.mark.long
 def test_strip_separates_a_blended_trigger():
-    # 0.947 to 0.987 over seven seeds of the attacked model
+    # 0.968 to 0.987 over four seeds before seeds were derived anew, 0.947 to 0.976 over three since
     assert victim("blended").filtered("STRIP").result["auroc of those that fire"] >= 0.9
 
 
+@pytest.mark.long
 def test_strip_separates_an_additive_trigger():
     """A pattern added to the image, and overlays added to the input or both halved (ours), over all triggered.
 
