@@ -104,7 +104,9 @@ def x():
 )
 def test_networks_of_torchvision_are_folded(name, total, folded, x):
     options = {"init_weights": False} if name == "vgg11_bn" else {}
-    model = getattr(torchvision.models, name)(weights=None, num_classes=5, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(torchvision.models, name)(weights=None, num_classes=5, **options)
     if name == "vgg11_bn":
         model.classifier = nn.Linear(512 * 49, 5)  # the three large layers take most of the time
     for part in model.modules():
@@ -115,8 +117,8 @@ def test_networks_of_torchvision_are_folded(name, total, folded, x):
     assert (batch_norms(model), batch_norms(model) - batch_norms(fixed)) == (total, folded)
     with torch.no_grad():
         expected, logits = model(x), fixed(x)
-    assert expected.std() > 1e-2, "the comparison means something"
-    assert torch.allclose(logits, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 1e-3, "the comparison means something"
+    assert torch.allclose(logits, expected, atol=float(expected.std()) / 100, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "count"), [("smallcnn", 4), ("resnet18", 20), ("fastcnn", 6)])
