@@ -1,11 +1,12 @@
 """What tests and notebooks share: one store of trained models, kept until the sources change, and the order of files.
 
-Tests and notebooks run in one pytest session (`make test`). Each file is one group on one worker, the longest first, so
-that no long file is left for one core at the end.
+Tests and notebooks run in one pytest session (`make test`). Each file goes to one worker, the longest first, so that no
+long file is left for one core at the end.
 """
 
 import hashlib
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -18,8 +19,11 @@ ROOT = Path(__file__).parent
 STORES = ROOT / ".test-store"
 #: seconds after which a store of other sources is removed: until then another session may still use it
 OLD = 24 * 3600
-#: groups that take longest, in this order; all others follow as they are collected
-LONGEST = ("10_scan_a_model", "one_victim", "08_detecting", "07_other_defenses", "06_other_attacks", "04_defending")
+#: files that take longest, in this order; all others follow as they are collected
+LONGEST = (
+    "one_victim", "08_detecting", "10_scan_a_model", "06_other_attacks", "07_other_defenses", "04_defending",
+    "03_visualizing", "test_assignments", "test_sweep_results", "test_scan", "test_runner", "test_pipeline",
+)  # fmt: skip
 
 
 def source_hash() -> str:
@@ -42,18 +46,22 @@ def pytest_configure(config):
     os.environ["MESA_TEST_RUNS"] = str(store)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Keep the items of a file together, unless they name a group of their own, and put the longest groups first."""
+    """Put the longest files first; the order within a file stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
-    def group(item) -> str:
-        marker = item.get_closest_marker("xdist_group")
-        return (marker.args[0] if marker.args else marker.kwargs["name"]) if marker else item.path.stem
 
-    def rank(item) -> int:
-        return next((i for i, name in enumerate(LONGEST) if name == group(item)), len(LONGEST))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each worker whole files, so that it trains shared models once and a notebook's cells stay in one kernel.
 
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=rank)  # stable: the order within a file stays
+    A problem set is a unit of its own: the four sets of one file are graded by all workers.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            problem_set = re.search(r"\[(ps\d)", nodeid)
+            return f"{nodeid.split('::')[0]} {problem_set[1] if problem_set else ''}"
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None

@@ -23,7 +23,7 @@ SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.
 
 
 #: one test for each set; all tests of a set run on one worker, which releases the set once
-each_set = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in SETS])
+each_set = pytest.mark.parametrize("name", SETS)
 
 
 def source(name):
