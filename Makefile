@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
 
-test: $(INSTALLED)  ## style, layers, tests, every notebook compared with its stored outputs: ten minutes on two cores
+test: $(INSTALLED)  ## style, layers, tests, every notebook compared with its stored outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(PYTEST) tests notebooks
