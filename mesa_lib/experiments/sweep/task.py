@@ -120,7 +120,8 @@ def perform(task: Task, threads: int | None = None) -> Outcome:
         threads: of its arithmetic; None leaves what the worker was started with.
     """
     start = time.monotonic()
-    os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data)  # this process is a worker, and has one task
+    # this process is a worker, and has one task; its progress is that of the sweep
+    os.environ.update(MESA_RUNS=task.runs, MESA_DATA=task.data, MESA_BATCH="1")
     devices.keep_memory()
     if threads:
         torch.set_num_threads(threads)
