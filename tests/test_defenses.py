@@ -152,6 +152,16 @@ def test_the_settings_of_all_methods_are_plain_values_and_tell_methods_apart():
     assert settings["reformers"]["4 bits"] == {"bits": 4} and "filters" not in settings
 
 
+def test_a_short_search_changes_the_settings_of_mesa_s_detectors_and_nothing_else():
+    full, short = (registry.method_settings(["detectors", "repairers"], search) for search in ("full", "short"))
+    changed = {name for kind in full for name in full[kind] if full[kind][name] != short[kind][name]}
+    detecting = {name for kind in full for name in full[kind] if "unknown" in name}
+    assert changed == detecting | {"MESA", "MESA screening"}
+    assert full["repairers"]["MESA"] == short["repairers"]["MESA"], "the repair with a known target does not search"
+    knowledge = {name: registry.detectors("short")[name]().knowledge.text() for name in registry.DETECTORS}
+    assert knowledge == DECLARED["DETECTORS"]
+
+
 def test_a_method_is_described_by_all_of_its_settings():
     described = base.describe_method(Unlearning(NeuralCleanse(steps=7)))
     assert described["detector"]["steps"] == 7 and described["knowledge"]["model"] == "weights"

@@ -97,6 +97,6 @@ def test_each_class_has_a_seed_of_its_own_and_large_images_go_in_groups(monkeypa
     assert groups == pytest.approx(together, abs=0.15) and groups[2] > 0.5
 
 
-def test_mesa_screening_flags_the_patch_and_no_clean_model():
-    assert victim("patch").verdict("MESA screening").result["flagged"] == [TARGET]
-    assert victim("none").verdict("MESA screening").result["flagged"] == []
+def test_a_short_screening_flags_the_patch_and_no_clean_model():
+    assert victim("patch", "short").verdict("MESA screening").result["flagged"] == [TARGET]
+    assert victim("none", "short").verdict("MESA screening").result["flagged"] == []

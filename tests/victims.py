@@ -10,9 +10,9 @@ TARGET = 0
 
 
 @cache
-def victim(attack: str) -> DefenseEvaluation:
-    """Return the evaluation of defenses on digits, attacked by this attack."""
-    return DefenseEvaluation(Pipeline(params.check({"attack": attack, "clean_seed": 0})))
+def victim(attack: str, search: str = "full") -> DefenseEvaluation:
+    """Return the evaluation of defenses on digits, attacked by this attack; search: of MESA's detectors."""
+    return DefenseEvaluation(Pipeline(params.check({"attack": attack, "clean_seed": 0, "detector_search": search})))
 
 
 def rates(evaluation: DefenseEvaluation, trained: TrainedModel | None = None) -> tuple[float, float]:

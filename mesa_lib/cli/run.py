@@ -35,9 +35,14 @@ def add(commands) -> None:
 
 
 def _checked(a: argparse.Namespace) -> Pipeline:
-    """Return the pipeline of a command's parameters: missing data, an impossible target or trigger end here."""
+    """Return the pipeline of a command's parameters: missing data, an impossible target or trigger end here.
+
+    What was done to the images of a folder (resized, gray made RGB, left out) is said.
+    """
     pipeline = Pipeline(params.read([paths.parameter_file(file) for file in a.files], a.p))
     pipeline.check()
+    for note in pipeline.data.notes:
+        print(note)
     return pipeline
 
 

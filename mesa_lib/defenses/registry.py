@@ -16,7 +16,7 @@ from mesa_lib.defenses.controls import FineTuning, RandomTriggersRepair, SingleI
 from mesa_lib.defenses.deepinspect import DeepInspect
 from mesa_lib.defenses.df_tnd import DFTND
 from mesa_lib.defenses.dl_tnd import DLTND
-from mesa_lib.defenses.mesa.detector import MESA, any_location, any_size
+from mesa_lib.defenses.mesa.detector import MESA, SHORT_SCREENING, any_location, any_size, known_size
 from mesa_lib.defenses.mesa.repair import MESADetected, MESARepair, any_location_detected, any_size_detected
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.screening import Screening
@@ -60,12 +60,33 @@ FILTERS: dict[str, Callable[[], Filter]] = {
 }
 REFORMERS: dict[str, Reformer] = SQUEEZERS
 
+#: what stands for MESA's detectors, and for the repairs that start from them, where searches are short
+SHORT = {
+    Screening: partial(Screening, SHORT_SCREENING),
+    MESA: partial(known_size, True),
+    any_size: partial(any_size, True),
+    any_location: partial(any_location, True),
+    MESADetected: lambda: MESADetected(known_size(short=True)),
+    any_size_detected: partial(any_size_detected, True),
+    any_location_detected: partial(any_location_detected, True),
+}
 
-def method_settings(kinds: Iterable[str]) -> dict[str, dict]:
+
+def detectors(search: str = "full") -> dict[str, Callable[[], Detector]]:
+    """Return all detectors by name; search: `full`, or `short` for MESA's with a quarter of the steps and triggers."""
+    return {name: SHORT.get(build, build) if search == "short" else build for name, build in DETECTORS.items()}
+
+
+def repairers(search: str = "full") -> dict[str, Callable[[], Repairer]]:
+    """Return all repairs by name; search: as in `detectors`, of those that detect first."""
+    return {name: SHORT.get(build, build) if search == "short" else build for name, build in REPAIRERS.items()}
+
+
+def method_settings(kinds: Iterable[str], search: str = "full") -> dict[str, dict]:
     """Return the settings, thresholds included, of all methods of some kinds (`detectors`, `repairers`, ...)."""
     methods = {
-        "detectors": {name: build() for name, build in DETECTORS.items()},
-        "repairers": {name: build() for name, build in REPAIRERS.items()},
+        "detectors": {name: build() for name, build in detectors(search).items()},
+        "repairers": {name: build() for name, build in repairers(search).items()},
         "filters": {name: build() for name, build in FILTERS.items()},
         "reformers": REFORMERS,
     }

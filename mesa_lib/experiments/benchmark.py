@@ -27,6 +27,7 @@ class DefenseEvaluation:
 
     def __init__(self, pipeline: Pipeline):
         self.pipeline, self.p, self.data = pipeline, pipeline.p, pipeline.data
+        self.detectors = registry.detectors(self.p.detector_search)
 
     @property
     def planted(self) -> list[int]:
@@ -46,10 +47,10 @@ class DefenseEvaluation:
         """Return a detector's verdict on the attacked model: scores, index and flagged classes in `result`.
 
         Args:
-            name: one of `registry.DETECTORS`.
+            name: one of `registry.DETECTORS`, searching as `detector_search` says.
             method: a detector with other settings, under any name; None: the one of this name.
         """
-        detector = method or _by_name(registry.DETECTORS, "detector", name)()
+        detector = method or _by_name(self.detectors, "detector", name)()
 
         def make():
             return {}, detector.detect(self.view(detector.knowledge)).as_dict()
@@ -119,7 +120,7 @@ class DefenseEvaluation:
         ]
         if "detectors" in kinds:
             record["detectors"] = {
-                name: _with_costs(self.verdict(name), build().knowledge) for name, build in registry.DETECTORS.items()
+                name: _with_costs(self.verdict(name), build().knowledge) for name, build in self.detectors.items()
             }
         if "repairers" in kinds:
             names = [name for name in registry.REPAIRERS if name not in PIPELINE_ONLY] + ["ideal"]

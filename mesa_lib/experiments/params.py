@@ -99,6 +99,9 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
         "bw:97", description="other triggers whose distributions are drawn beside; empty: none"
     )
     defense_kinds: str = Field(",".join(DEFENSE_KINDS), description="kinds of defenses that the benchmark runs")
+    detector_search: Literal["short", "full"] = Field(
+        "short", description="MESA's detectors in the benchmark: full (as published), or short (a quarter)"
+    )
 
     @field_validator("compare_triggers")
     @classmethod
@@ -121,8 +124,11 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
         return self.model_dump(exclude=machine) == Params().model_dump(exclude=machine)
 
     def content(self) -> dict[str, Any]:
-        """Return the parameters for keys: without paths of files, whose content is in the key instead."""
-        values = self.model_dump(exclude={"data_dir", "compare_triggers"})
+        """Return the parameters for keys: without paths of files, whose content is in the key instead.
+
+        `detector_search` is no part of it either: where it matters, the methods' settings are.
+        """
+        values = self.model_dump(exclude={"data_dir", "compare_triggers", "detector_search"})
         files = {"checkpoint": "given"} if self.checkpoint else {}
         files |= {"trigger": "file"} if self.trigger.startswith("file:") else {}
         return values | files

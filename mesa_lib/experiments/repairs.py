@@ -7,7 +7,7 @@ from mesa_lib.defenses.controls import FineTuning, IdealRepair, RandomTriggersRe
 from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
-from mesa_lib.defenses.registry import REPAIRERS
+from mesa_lib.defenses.registry import REPAIRERS, repairers
 from mesa_lib.experiments.params import Params
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
         return {"modeling": p.modeling_settings().model_dump()} | checks
     if name == "single inversion":
         return {"repeat": repeat}
-    return {} if name in CONTROLS else {"method": describe_method(REPAIRERS[name]())}
+    return {} if name in CONTROLS else {"method": describe_method(repairers(p.detector_search)[name]())}
 
 
 def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> Repairer:
@@ -80,4 +80,4 @@ def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> R
                 p.modeling_settings(), p.rounds, p.clear_below, trigger_search(p),
                 first=pipeline.distribution()[0], first_repair=RepairResult(first.model, first.history),
             )  # fmt: skip
-    return REPAIRERS[name]()
+    return repairers(p.detector_search)[name]()

@@ -45,7 +45,7 @@ def collect_results(pipeline: Pipeline, through: Through = "repair") -> dict:
     p = pipeline.p
     config = {"params": p.content(), "through": through, "run": pipeline.identity()}
     if through == "benchmark":
-        config["methods"] = registry.method_settings(p.defense_kinds.split(","))
+        config["methods"] = registry.method_settings(p.defense_kinds.split(","), p.detector_search)
     record = store.train_or_load("record", config, lambda: ({}, _measure(pipeline, through)), pipeline.device)
     made = {k: v for k, v in record.made.items() if k not in ("files", "seconds")}
     trigger = f"file:{Path(p.trigger).name}" if p.trigger.startswith("file:") else p.trigger

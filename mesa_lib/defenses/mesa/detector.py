@@ -25,7 +25,11 @@ from mesa_lib.defenses.mesa.screening import (
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.settings import Settings
 
-__all__ = ["MESA", "DetectionResult", "SearchObserver", "any_location", "any_size"]
+__all__ = ["MESA", "DetectionResult", "SearchObserver", "any_location", "any_size", "known_size"]
+
+#: settings of a short search, which takes a quarter of the time of a full one
+SHORT_SCREENING = Settings(betas=(0.9,), steps=30, triggers_per_step=8)
+SHORT_MODELING = Settings(steps=75, triggers_per_step=32)
 
 
 @dataclass
@@ -159,11 +163,16 @@ class MESA(Detector):
         return Verdict(scores, anomaly_index(scores, "high").tolist(), self.above, "scores", about)
 
 
-def any_size() -> MESA:
+def known_size(short: bool = False) -> MESA:
+    """Return the detector of a defender who knows the trigger size; short: with a quarter of the steps and triggers."""
+    return MESA(Screening(SHORT_SCREENING), SHORT_MODELING) if short else MESA()
+
+
+def any_size(short: bool = False) -> MESA:
     """Return the detector of a defender who does not know the trigger size."""
-    return MESA(Screening(sizes=SQUARES))
+    return MESA(Screening(SHORT_SCREENING, sizes=SQUARES), SHORT_MODELING) if short else MESA(Screening(sizes=SQUARES))
 
 
-def any_location() -> MESA:
+def any_location(short: bool = False) -> MESA:
     """Return the detector of a defender who knows the size, but not whether the backdoor has a fixed location."""
-    return MESA(LocationScreening())
+    return MESA(LocationScreening(SHORT_SCREENING, shortlist=4), SHORT_MODELING) if short else MESA(LocationScreening())

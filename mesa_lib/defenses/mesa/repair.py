@@ -80,11 +80,11 @@ class MESADetected(StampingRepair):
         return stamp_detected(firing, result.screening), about | {"flagged and not repaired": sorted(left)}
 
 
-def any_size_detected() -> MESADetected:
+def any_size_detected(short: bool = False) -> MESADetected:
     """Return the repair of a defender who knows neither the target class nor the trigger size."""
-    return MESADetected(any_size())
+    return MESADetected(any_size(short))
 
 
-def any_location_detected() -> MESADetected:
+def any_location_detected(short: bool = False) -> MESADetected:
     """Return the repair of a defender who knows the size, but neither the target class nor the kind of location."""
-    return MESADetected(any_location())
+    return MESADetected(any_location(short))

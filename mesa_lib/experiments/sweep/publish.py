@@ -8,6 +8,7 @@ from typing import Any
 from mesa_lib import store
 from mesa_lib.experiments import params
 from mesa_lib.experiments.migration import FORMAT, migrate
+from mesa_lib.experiments.notebooks import VICTIM_NOTEBOOK
 from mesa_lib.experiments.sweep.grid import Sweep
 from mesa_lib.experiments.sweep.task import Task
 from mesa_lib.store import paths
@@ -54,6 +55,8 @@ def same_cell(values: dict[str, Any], notebooks: Sequence[str]) -> str:
     """Return a text that is equal for equal parameters and notebooks; of files only the names are known."""
     p = params.check(values)
     named = p.content() | {"trigger": Path(p.trigger).name, "checkpoint": Path(p.checkpoint).name}
+    if VICTIM_NOTEBOOK in notebooks:  # the runs of format 1 knew no short search
+        named["detector_search"] = values.get("detector_search", "full")
     return store.canonical([named, list(notebooks)])
 
 

@@ -74,7 +74,7 @@ class Task:
         if any(name.startswith("03") for name in books):  # the only notebook that shows other triggers as well
             about["compare_triggers"] = p.compare_triggers
         if notebooks.VICTIM_NOTEBOOK in books:
-            about["methods"] = registry.method_settings(p.defense_kinds.split(","))
+            about["methods"] = registry.method_settings(p.defense_kinds.split(","), p.detector_search)
         key = store.config_key(about)
         words = [re.sub(r"[^\w.]+", "", Path(str(value)).name) for value in cell.values()] or ["only"]
         runs = paths.runs().absolute()
