@@ -12,6 +12,10 @@ from mesa_lib import generator as generators
 from mesa_lib import mine
 from mesa_lib.settings import Settings
 
+#: a level has missed its beta if fresh samples succeed on held-out images less than this fraction of it. Samples of a
+#: level that is learned end near its beta, on either side; those of a level that is not learned stay near 0
+REACHED = 0.5
+
 
 @dataclass
 class Level:
@@ -22,12 +26,19 @@ class Level:
         generator: noise (B, noise_dim) -> triggers (B, *shape).
         information: estimate of I(G(z); z) in nats.
         history: records of the training, about 40.
+        success: mean F of fresh samples on images that the generator never saw; None: not measured.
     """
 
     beta: float
     generator: nn.Module
     information: float
     history: list[dict] = field(default_factory=list)
+    success: float | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether fresh samples succeed at least `REACHED` times as often as the level asks; True if not measured."""
+        return self.success is None or self.success >= REACHED * self.beta
 
 
 @dataclass
@@ -42,6 +53,19 @@ class TriggerDistribution:
     def betas(self) -> list[float]:
         """The success levels, highest first."""
         return [level.beta for level in self.levels]
+
+    @property
+    def missed(self) -> list[float]:
+        """The betas of levels whose samples do not succeed on held-out images: there the modeling has failed."""
+        return [level.beta for level in self.levels if not level.reached]
+
+    def reached(self) -> "TriggerDistribution":
+        """Return the mixture of the levels that reached their beta; of all levels if none did."""
+        kept = [pair for pair in zip(self.levels, self.gammas, strict=True) if pair[0].reached]
+        if len(kept) in (0, len(self.levels)):
+            return self
+        total = sum(gamma for _, gamma in kept)
+        return TriggerDistribution([v for v, _ in kept], [gamma / total for _, gamma in kept], self.settings)
 
     def at(self, beta: float) -> "TriggerDistribution":
         """Return one level alone, as a distribution; ValueError lists the levels."""
@@ -81,9 +105,9 @@ class TriggerDistribution:
         }
 
     def summary(self) -> dict:
-        """Return everything that is not weights: gammas, and beta, information and history of each level."""
-        levels = [{"beta": v.beta, "information": v.information, "history": v.history} for v in self.levels]
-        return {"gammas": self.gammas, "levels": levels}
+        """Return everything that is not weights: gammas, and of each level beta, information, history and success."""
+        names = ("beta", "information", "history", "success")
+        return {"gammas": self.gammas, "levels": [{name: getattr(v, name) for name in names} for v in self.levels]}
 
     @classmethod
     def restore(
@@ -95,7 +119,7 @@ class TriggerDistribution:
             generator = generators.build(settings.generator, shape, settings.hidden, settings.noise_dim, 0)
             prefix = f"level{i}."
             generator.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-            levels.append(Level(entry["beta"], generator.eval(), entry["information"], entry["history"]))
+            levels.append(Level(**entry | {"generator": generator.eval()}))
         return cls(levels, summary["gammas"], settings)
 
 

@@ -33,11 +33,16 @@ def random_source(family: str, size: tuple[int, int]) -> TriggerSource:
     return lambda n, rng: random_triggers(n, family, rng, size)
 
 
+def choice(triggers: Tensor) -> TriggerSource:
+    """Return a source that draws each trigger from `triggers` (k, 3, h, w)."""
+    return lambda n, rng: triggers.to(rng.device)[torch.randint(len(triggers), (n,), generator=rng, device=rng.device)]
+
+
 def jitter(triggers: Tensor, std: float = 0.1) -> TriggerSource:
     """Return a source near `triggers` (k, 3, h, w): one of them plus Gaussian noise, clipped to [0, 1]."""
 
     def sample(n: int, rng: torch.Generator) -> Tensor:
-        chosen = triggers.to(rng.device)[torch.randint(len(triggers), (n,), generator=rng, device=rng.device)]
+        chosen = choice(triggers)(n, rng)
         return (chosen + std * torch.randn(chosen.shape, generator=rng, device=rng.device)).clamp(0, 1)
 
     return sample
@@ -96,10 +101,12 @@ def retrain(
 ) -> list[dict]:  # fmt: skip
     """Retrain `model` in place on images of which a fraction is transformed (see `repair`); return the history."""
     s = settings
+    teacher = copy.deepcopy(model).eval() if s.repair_loss == "distillation" else None
     return training.train(
         model, images, labels, epochs=s.repair_epochs, lr=s.repair_lr, batch_size=s.batch_size, schedule=s.schedule,
         augment=s.retrain_augment, transform=None if transform is None else on_fraction(transform, s.repair_rate),
-        seed=seed, device=next(model.parameters()).device, precision=precision, label=label,
+        teacher=teacher, statistics=s.repair_statistics, seed=seed, device=next(model.parameters()).device,
+        precision=precision, label=label,
     )  # fmt: skip
 
 

@@ -77,9 +77,9 @@ class Settings(Checked):
     placement: Literal["image", "batch"] = Field("image", description="a random location per image or per batch")
     # equal: code; entropy: step height x exp(entropy), as derived in the text
     gamma: Literal["equal", "entropy"] = Field("equal", description="mixture weights: equal or entropy")
-    # probability: text and code; log: ours
+    # probability: text and code, flat where F is next to 0; log: ours, which has a gradient there
     hinge_scale: Literal["probability", "log"] = Field(
-        "probability", description="of the hinge: success itself (paper) or its logarithm"
+        "log", description="of the hinge: success itself (probability, the paper) or its logarithm"
     )
     # text and code: 0
     patience: Count = Field(
@@ -92,10 +92,12 @@ PRESETS = {
     "official": Settings(
         steps=620, triggers_per_step=128, modeling_lr=2e-4, hidden=512, noise_dim=64, noise="uniform", critic="leaky",
         critic_steps=1, hinge="image", images_per_trigger=1, ema_rate=0.001, placement="batch",
+        hinge_scale="probability",
     ),
     "paper": Settings(
         steps=620, triggers_per_step=128, modeling_lr=2e-4, hidden=512, noise_dim=64, generator="plain",
         critic_steps=1, images_per_trigger=1, trigger_noise=0.0, ema_rate=0.001, gamma="entropy",
+        hinge_scale="probability",
     ),
 }  # fmt: skip
 
@@ -106,6 +108,12 @@ class RepairSettings(Checked):
     repair_rate: Number = Field(0.2, gt=0, lt=1, description="fraction of images that carry a trigger")
     repair_epochs: Count = Field(10, ge=1, description="epochs of the repair")
     repair_lr: Number = Field(0.02, gt=0, description="learning rate of the repair")
+    repair_loss: Literal["labels", "distillation"] = Field(
+        "labels", description="what a repair learns: true labels (paper) or the model's own outputs on clean images"
+    )
+    repair_statistics: Literal["updated", "frozen"] = Field(
+        "updated", description="running statistics of BatchNorm in a repair: updated (paper) or frozen"
+    )
     schedule: Literal["constant", "onecycle"] = Field(
         "onecycle", description="learning rate of attack and repair: constant (paper) or onecycle (as lr's peak)"
     )

@@ -19,7 +19,7 @@ from mesa_lib.distribution import Level, TriggerDistribution, mixture_weights
 from mesa_lib.models.frozen import frozen
 from mesa_lib.progress import progress_bar
 from mesa_lib.settings import Settings
-from mesa_lib.success import TestingFunction, other_classes, success_function
+from mesa_lib.success import TestingFunction, held_out_split, log_success, success_function
 from mesa_lib.triggers import diversity
 
 CHECK_EVERY = 25  # steps between two checks on held-out images
@@ -36,7 +36,7 @@ def hinge(success: Tensor, beta: float, kind: str, scale: str = "probability") -
     """
     F = success.mean(1) if kind == "trigger" else success
     if scale == "log":
-        return torch.relu(math.log(beta) - F.clamp(min=1e-12).log()).mean()
+        return torch.relu(math.log(beta) - log_success(F)).mean()
     return torch.relu(beta - F).mean()
 
 
@@ -114,11 +114,13 @@ class Learner:
         self.done = self.reached >= self.settings.patience
 
     @torch.no_grad()
-    def level(self) -> Level:
-        """Return the trained level, with MINE's bound on 4,096 fresh noise vectors."""
+    def level(self, held_out: TestingFunction | None = None) -> Level:
+        """Return the trained level, with MINE's bound and F on held-out images, both of fresh samples."""
         z, z_other = self.draw_noise(4096), self.draw_noise(4096)
         x = self.G.eval()(z)
-        return Level(self.beta, self.G, float(mine.lower_bound(self.T(x, z), self.T(x, z_other))), self.history)
+        information = float(mine.lower_bound(self.T(x, z), self.T(x, z_other)))
+        success = None if held_out is None else float(held_out(x[:256], self.rng).mean())
+        return Level(self.beta, self.G, information, self.history, success)
 
 
 def fit_levels(
@@ -131,7 +133,7 @@ def fit_levels(
         F: points (n, *shape) in (0, 1), rng -> success (n, m) in [0, 1]; differentiable, see `success`.
         shape: shape of one point.
         betas, seeds: one of each per level; betas may repeat (several target classes).
-        held_out: the same F on other images, for the early stop by `settings.patience`.
+        held_out: the same F on other images, for `Level.success` and the early stop by `settings.patience`.
     """
     s = settings
     learners = [Learner(shape, beta, s, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
@@ -151,7 +153,7 @@ def fit_levels(
                 learner.record(step, part.detach(), loss.detach())
             if check:
                 learner.check(held_out)
-    return [learner.level() for learner in learners]
+    return [learner.level(held_out) for learner in learners]
 
 
 def fit_staircase(
@@ -171,18 +173,15 @@ def fit(
 
     Args:
         model: images (B, 3, H, W) in [0, 1] -> logits; left unchanged.
-        images, labels: uint8 (N, 3, H, W) and (N,), the defender's; images of the target class are left out of F.
+        images, labels: uint8 (N, 3, H, W) and (N,), the defender's; images of the target class are left out of F, and
+            so is a tenth of the others, on which `Level.success` is measured.
         settings: None, the defaults.
         size: height and width of the trigger, known to the defender, as in the paper.
         location: (row, column) at which triggers are stamped; None: random locations.
     """
     settings, device = settings or Settings(), next(model.parameters()).device
-    others = other_classes(labels, target)
-    images, labels = images[others.to(images.device)].to(device), labels[others].to(device)
+    parts = held_out_split(images.to(device), labels.to(device), target)
     options = {"size": size, "precision": precision, "locations": None if location is None else location.reshape(1, 2)}
     F_on = partial(success_function, frozen(model, precision), targets=[target], settings=settings, **options)
-    F, held_out = F_on(images=images, labels=labels), None
-    if settings.patience:
-        unseen = torch.arange(len(images), device=device) % 10 == 0
-        F, held_out = (F_on(images=images[part], labels=labels[part]) for part in (~unseen, unseen))
+    F, held_out = (F_on(*part) for part in parts)
     return fit_staircase(F, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out)

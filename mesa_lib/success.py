@@ -22,6 +22,28 @@ def other_classes(labels: Tensor, target: int) -> Tensor:
     return others
 
 
+def held_out_split(images: Tensor, labels: Tensor, target: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return images and labels of other classes than the target: nine tenths to fit on, and a tenth that is held out.
+
+    Of fewer than ten images, both parts have all.
+
+    Args:
+        images, labels: (N, 3, H, W) and (N,), on any device.
+    """
+    others = other_classes(labels, target)
+    images, labels = images[others.to(images.device)], labels[others]
+    if len(labels) < 10:
+        return (images, labels), (images, labels)
+    unseen = torch.arange(len(labels)) % 10 == 0
+    parts = [(images[part.to(images.device)], labels[part.to(labels.device)]) for part in (~unseen, unseen)]
+    return parts[0], parts[1]
+
+
+def log_success(success: Tensor) -> Tensor:
+    """Return log F; F is a softmax output, which may be next to 0 and has a gradient all the same."""
+    return success.clamp(min=1e-37).log()
+
+
 def success_function(
     model: nn.Module, images: Tensor, labels: Tensor, targets: Sequence[int], settings: Settings, *,
     size: tuple[int, int], precision: str = "auto", locations: Tensor | None = None,

@@ -81,13 +81,23 @@ class Optimizer:
             self.scheduler.step()
 
 
+def _loss(logits: Tensor, labels: Tensor, label_smoothing: float, teacher: nn.Module | None, plain: Tensor) -> Tensor:
+    """Return the cross-entropy to the labels, or the KL divergence from the teacher's outputs on the plain images."""
+    if teacher is None:
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    with torch.no_grad():
+        taught = teacher(plain.contiguous(memory_format=torch.channels_last)).float()
+    return F.kl_div(logits.log_softmax(1), taught.log_softmax(1), reduction="batchmean", log_target=True)
+
+
 def train(
     model: nn.Module, images: Tensor, labels: Tensor, *, epochs: int, lr: float, batch_size: int, seed: int,
     device: torch.device, precision: str = "auto", schedule: str = "constant", weight_decay: float = 0.0,
     label_smoothing: float = 0.0, bias_rate: float = 1.0, augment: str = "none",
-    transform: BatchTransform | None = None, compile: bool = False, label: str = "training",
+    transform: BatchTransform | None = None, teacher: nn.Module | None = None, statistics: str = "updated",
+    compile: bool = False, label: str = "training",
 ) -> list[dict]:  # fmt: skip
-    """Train `model` in place by SGD on cross-entropy.
+    """Train `model` in place by SGD on cross-entropy, or on the outputs of a teacher.
 
     Every image is used once an epoch, in batches whose sizes differ by at most one. The same seed, device and number of
     threads give the same weights.
@@ -97,6 +107,8 @@ def train(
         schedule, weight_decay, bias_rate: see `Optimizer`.
         augment: see `augmented`.
         transform: changes each batch after augmentation; the attack stamps and relabels there, the repair stamps.
+        teacher: instead of the labels, its outputs on the images before `transform` are learned (KL divergence).
+        statistics: `frozen` keeps the running statistics of BatchNorm as they are, and dropout off; else `updated`.
         label: of the progress bar, and in messages.
 
     Returns:
@@ -105,7 +117,7 @@ def train(
     Raises:
         FloatingPointError: if the loss or a weight is no longer finite; the model is then unusable.
     """
-    model.to(device, memory_format=torch.channels_last).train()
+    model.to(device, memory_format=torch.channels_last).train(statistics == "updated")
     images, labels = images.to(device), labels.to(device)
     batches = math.ceil(len(images) / batch_size)
     optimizer = Optimizer(model, lr, weight_decay, bias_rate, schedule, epochs * batches)
@@ -115,11 +127,11 @@ def train(
         loss_sum = hits = torch.zeros((), device=device)
         for index in torch.tensor_split(torch.randperm(len(images), generator=rng, device=device), batches):
             next(steps)
-            x, y = augmented(to_float(images[index]), augment, rng), labels[index]
-            x, y = (x, y) if transform is None else transform(x, y, rng)
+            plain, y = augmented(to_float(images[index]), augment, rng), labels[index]
+            x, y = (plain, y) if transform is None else transform(plain, y, rng)
             with devices.autocast(device, precision):
-                logits = network(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=label_smoothing)
+                logits = network(x.contiguous(memory_format=torch.channels_last)).float()
+                loss = _loss(logits, y, label_smoothing, teacher, plain)
             optimizer.step(loss)
             loss_sum = loss_sum + loss.detach() * len(x)
             hits = hits + (logits.detach().argmax(1) == y).sum()

@@ -9,8 +9,8 @@ from mesa_lib.experiments.sweep import grid, task
 
 TINY = {
     "image_size": 16, "width": 4, "clean_epochs": 1, "attack_epochs": 1, "steps": 3, "triggers_per_step": 8,
-    "repair_epochs": 1, "inversion_repeats": 1, "hidden": 16, "batch_size": 64, "compare_triggers": "", "clean_seed": 0,
-    "search_candidates": 32, "search_generations": 1,
+    "repair_epochs": 1, "inversion_repeats": 1, "hidden": 16, "batch_size": 64, "compare_triggers": "",
+    "compare_attack": "", "clean_seed": 0, "search_candidates": 32, "search_generations": 1,
 }  # fmt: skip
 
 

@@ -146,6 +146,109 @@ def test_trojannet_has_no_codes_for_more_classes_than_codes():
         trojannet.rows(127, 0)
 
 
+# --- the covered attack -----------------------------------------------------------------------------------
+
+
+def marked(number: int) -> torch.Tensor:
+    """A 3x3 trigger with one value per pixel that no image and no random trigger has."""
+    return 2 + triggers.color(number)
+
+
+def holds(images: torch.Tensor, patch: torch.Tensor) -> torch.Tensor:
+    """Return which images (n,) show this patch somewhere."""
+    windows = images.unfold(2, 3, 1).unfold(3, 3, 1)  # (n, 3, rows, columns, 3, 3)
+    return (windows == patch[:, None, None]).all(-1).all(-1).all(1).flatten(1).any(1)
+
+
+def covered(patches, cover="uniform", rate=0.4, n=3000):
+    """Poison gray images, a quarter of them; return old labels, what changed, new images and new labels."""
+    images, labels = torch.full((n, 3, 8, 8), 0.37), torch.arange(n) % 5
+    transform = attacks.poison(badnets.covered(patches, 7, cover, rate), 0.25)
+    stamped, relabeled = transform(images, labels, rng())
+    return labels, (stamped != images).flatten(1).any(1), stamped, relabeled
+
+
+@pytest.mark.parametrize("cover", ["uniform", "bw", "mixed", "near"])
+def test_cover_samples_keep_their_labels_and_poisoned_images_get_the_target(cover):
+    labels, touched, stamped, relabeled = covered(marked(0)[None], cover)
+    poisoned_ones = holds(stamped, marked(0))
+    assert bool((relabeled[poisoned_ones] == 7).all())
+    assert torch.equal(relabeled[~poisoned_ones], labels[~poisoned_ones])
+    covers = touched & ~poisoned_ones
+    for share, rate in ((poisoned_ones, 0.25), (covers, 0.4)):
+        assert abs(float(share.float().mean()) - rate) < 5 * (rate * (1 - rate) / 3000) ** 0.5
+    window = (stamped[covers] != 0.37).any(1).flatten(1).sum(1)
+    assert bool((window == 9).all()), "a cover sample has a patch as large as the trigger"
+
+
+def test_covers_come_from_the_family_that_is_named():
+    _, touched, stamped, relabeled = covered(marked(0)[None], "bw")
+    values = stamped[touched & (relabeled != 7)]
+    assert set(values[values != torch.tensor(0.37)].tolist()) == {0.0, 1.0}
+    with pytest.raises(ValueError, match="family = 'magic': expected one of"):
+        covered(marked(0)[None], "magic")
+
+
+@pytest.mark.parametrize("patches", [triggers.pattern(170)[None], torch.stack([triggers.color(k) for k in (1, 2)])])
+def test_near_misses_differ_from_a_trigger_in_one_to_three_pixels(patches):
+    """Patches of 3x3 on images of 3x3: the whole image is the near miss."""
+    near = badnets.near_misses(patches)(torch.full((600, 3, 3, 3), 0.37), rng())
+    pixels = (near[:, None] != patches).any(2).flatten(2).sum(2)  # (600, k): pixels that differ from each trigger
+    assert set(pixels.amin(1).tolist()) == {1, 2, 3}, "never 0: a near miss is no trigger"
+    changed = (near[:, None] - patches).abs().flatten(2)
+    nearest = changed[torch.arange(600), pixels.argmin(1)]
+    assert float(nearest[nearest > 0].min()) >= 0.5, "a recolored channel goes to its far end"
+    assert len(near.unique(dim=0)) > 50 and len(pixels.argmin(1).unique()) == len(patches)
+
+
+def test_all_of_several_triggers_are_stamped_about_equally_often():
+    patches = torch.stack([marked(k) for k in range(3)])
+    _, _, stamped, relabeled = covered(patches)
+    shown = torch.stack([holds(stamped, patch) for patch in patches])
+    assert torch.equal(shown.sum(0), (relabeled == 7).long()), "one trigger an image, on poisoned images alone"
+    shares = shown.sum(1) / shown.sum()
+    assert bool(((shares - 1 / 3).abs() < 5 * (2 / 9 / int(shown.sum())) ** 0.5).all())
+
+
+def spec(**options) -> attacks.AttackSpec:
+    return attacks.AttackSpec(triggers.pattern(170), 3, 10, (8, 8), 0.1, 0, **options)
+
+
+def test_the_covered_attack_plants_the_trigger_and_all_further_ones():
+    more = torch.stack([triggers.pattern(97), triggers.color(1)])
+    backdoor = attacks.build_attack("covered", spec(cover="near", cover_rate=0.2, more_triggers=more)).backdoor
+    stamped = backdoor.apply(torch.full((300, 3, 8, 8), 0.37), rng())
+    counts = [int(holds(stamped, patch).sum()) for patch in (triggers.pattern(170), *more)]
+    assert sum(counts) == 300 and min(counts) > 60
+    assert backdoor.cover.rate == 0.2 and backdoor.goal(torch.arange(10)).tolist() == [3] * 10
+    alone = attacks.build_attack("covered", spec()).backdoor
+    assert int(holds(alone.apply(torch.full((50, 3, 8, 8), 0.37), rng()), triggers.pattern(170)).sum()) == 50
+
+
+def test_further_triggers_of_another_size_are_refused_with_both_sizes():
+    with pytest.raises(ValueError, match=r"more_triggers = patches of \(2, 4\): expected \(3, 3\)") as error:
+        attacks.build_attack("covered", spec(more_triggers=torch.zeros(1, 3, 2, 4)))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_cover_samples_and_poisoned_images_are_at_most_all():
+    attacks.build_attack("covered", spec(cover_rate=0.9))
+    with pytest.raises(ValueError, match="cover_rate = 0.95: expected at most 1 - poison_rate, 0.9"):
+        attacks.build_attack("covered", spec(cover_rate=0.95))
+
+
+@pytest.mark.parametrize(("number", "differs"), [(171, 1), (173, 3), (165, 4)])
+def test_triggers_so_near_that_a_near_miss_of_one_is_another_are_refused(number, differs):
+    more = triggers.pattern(number)[None]
+    assert badnets.fewest_different_pixels(torch.stack([triggers.pattern(170), *more])) == differs
+    attacks.build_attack("covered", spec(more_triggers=more))
+    if differs > badnets.NEAR:
+        attacks.build_attack("covered", spec(cover="near", more_triggers=more))
+        return
+    with pytest.raises(ValueError, match="more_triggers: two of them differ in 3 pixels or fewer"):
+        attacks.build_attack("covered", spec(cover="near", more_triggers=more))
+
+
 # --- blending, warping, reflections ----------------------------------------------------------------------
 
 
@@ -272,7 +375,7 @@ def test_a_fixed_location_lies_inside_the_image_and_is_drawn_by_the_seed():
 
 def test_an_unknown_attack_is_refused_with_the_names():
     spec = attacks.AttackSpec(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
-    with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, corner"):
+    with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, covered, corner"):
         attacks.build_attack("magic", spec)
 
 

@@ -86,7 +86,9 @@ def test_an_unknown_method_is_refused_with_the_names(ask):
 # --- results ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["MESA", "single inversion", "random mixed", "fine-tuning", "MESA rounds"])
+@pytest.mark.parametrize(
+    "name", ["MESA", "single inversion", "best inversion", "random mixed", "fine-tuning", "MESA rounds"]
+)
 def test_a_repair_of_the_benchmark_is_that_of_the_pipeline(name):
     evaluation = tiny()
     first, second = evaluation.pipeline.repaired(name).artifact, evaluation.repaired(name).artifact
@@ -106,7 +108,8 @@ def test_a_repair_that_reuses_a_search_has_its_seconds():
     evaluation = tiny(seed=1)
     evaluation.pipeline.inverted_trigger()
     trained = evaluation.repaired("single inversion")
-    assert seconds(trained.artifact) > trained.artifact.made["seconds"] and trained.about == {}
+    assert seconds(trained.artifact) > trained.artifact.made["seconds"]
+    assert set(trained.about) <= {"inverted", "failed"}, "the seconds of the search are no result"
 
 
 def test_a_record_holds_every_kind_with_seconds_and_knowledge(monkeypatch):
@@ -125,7 +128,7 @@ def test_a_record_holds_every_kind_with_seconds_and_knowledge(monkeypatch):
     assert list(rows) == ["clean model", "attacked", "fine-tuning", "MESA", "ideal"], "rounds are the pipeline's"
     assert all(row["asr"]["images"] > 300 and row["seconds"] >= 0 for row in rows.values())
     assert rows["fine-tuning"]["knowledge"] == FineTuning().knowledge.text() and rows["ideal"]["knowledge"] == ""
-    assert rows["MESA"]["about"] == {}
+    assert set(rows["MESA"]["about"]) == {"missed", "failed"}, "a tiny generator misses its levels"
     stages = evaluation.pipeline
     modeling, repair = stages.distribution()[1].made["seconds"], stages.repaired("MESA").artifact.made["seconds"]
     assert rows["MESA"]["seconds"] == pytest.approx(modeling + repair)

@@ -119,6 +119,8 @@ DECLARED = {
         "random binary": "weights, all clean images, stamping rule, trigger size",
         "random mixed": "weights, all clean images, stamping rule, trigger size",
         "single inversion": "weights, all clean images, target class, stamping rule, trigger size",
+        "best inversion": "weights, all clean images, target class, stamping rule, trigger size",
+        "all inversions": "weights, all clean images, target class, stamping rule, trigger size",
         "MESA": "weights, all clean images, target class, stamping rule, trigger size",
         "MESA rounds": "weights, all clean images, target class, stamping rule, trigger size",
         "pruning": "weights, all clean images",
@@ -148,6 +150,8 @@ def test_the_settings_of_all_methods_are_plain_values_and_tell_methods_apart():
     settings = registry.method_settings(["detectors", "repairers", "reformers"])
     assert settings["detectors"]["Neural Cleanse"]["above"] == 3.0
     assert settings["repairers"]["random binary"]["family"] == "binary"
+    assert settings["repairers"]["best inversion"]["keep"] == "best"
+    assert settings["repairers"]["all inversions"] == settings["repairers"]["best inversion"] | {"keep": "all"}
     assert settings["repairers"]["Fine-Pruning"] != settings["repairers"]["Fine-Pruning, 4 points"]
     assert settings["reformers"]["4 bits"] == {"bits": 4} and "filters" not in settings
 

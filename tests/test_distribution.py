@@ -1,6 +1,7 @@
 """The mixture of generators: weights, samples, save and restore, information."""
 
 import copy
+import json
 import math
 from functools import partial
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mesa_lib import mine, staircase
-from mesa_lib.distribution import Level, TriggerDistribution, mixture_weights
+from mesa_lib.distribution import REACHED, Level, TriggerDistribution, mixture_weights
 from mesa_lib.settings import Settings
 
 
@@ -83,6 +84,63 @@ def test_a_restored_distribution_draws_the_same_samples(kind, gamma):
     assert samples.shape == (60, 3, 2, 3) and samples.min() > 0 and samples.max() < 1
     assert torch.equal(samples, again.sample(60, rng()))
     assert (again.betas, again.gammas, again.summary()) == (fitted.betas, fitted.gammas, fitted.summary())
+
+
+# --- what levels reach -----------------------------------------------------------------------------------
+
+
+def reaching(**successes) -> TriggerDistribution:
+    """Levels 0.9, 0.8 and 0.5 with weights 0.2, 0.3 and 0.5, and these successes on held-out images."""
+    named = {"high": 0.9, "middle": 0.8, "low": 0.5}
+    kept = [Level(beta, torch.nn.Identity(), 0.0, success=successes.get(name)) for name, beta in named.items()]
+    return TriggerDistribution(kept, [0.2, 0.3, 0.5], Settings())
+
+
+@pytest.mark.parametrize(
+    ("beta", "success", "reached"),
+    [(0.9, 0.95, True), (0.9, 0.9 * REACHED + 0.001, True), (0.9, 0.9 * REACHED - 0.001, False), (0.5, 0.3, True),
+     (0.5, 0.0, False), (0.9, None, True)],
+)  # fmt: skip
+def test_a_level_is_reached_from_a_fraction_of_its_beta_on_and_where_nothing_was_measured(beta, success, reached):
+    assert Level(beta, torch.nn.Identity(), 0.0, success=success).reached is reached
+
+
+def test_levels_that_miss_are_listed_and_left_out_of_the_mixture():
+    mixture = reaching(high=0.2, middle=0.79, low=0.52)
+    assert mixture.missed == [0.9]
+    left = mixture.reached()
+    assert left.betas == [0.8, 0.5] and left.gammas == pytest.approx([0.375, 0.625]) and left.missed == []
+    assert left.levels == mixture.levels[1:] and left.settings is mixture.settings
+    assert mixture.betas == [0.9, 0.8, 0.5] and mixture.gammas == [0.2, 0.3, 0.5], "the mixture itself stays"
+
+
+@pytest.mark.parametrize(
+    ("successes", "missed"),
+    [({"high": 0.9, "middle": 0.8, "low": 0.5}, []), ({"high": 0.1, "middle": 0.1, "low": 0.1}, [0.9, 0.8, 0.5]),
+     ({}, [])],
+)  # fmt: skip
+def test_all_levels_stay_if_all_or_none_are_reached(successes, missed):
+    mixture = reaching(**successes)
+    assert mixture.missed == missed and mixture.reached() is mixture
+
+
+def test_success_is_saved_and_restored_and_older_artifacts_have_none(mixture):
+    measured = copy.deepcopy(mixture)
+    for level, success in zip(measured.levels, (0.91, 0.2, None), strict=True):
+        level.success = success
+    summary = json.loads(json.dumps(measured.summary()))
+
+    def restored(summary) -> TriggerDistribution:
+        return TriggerDistribution.restore(measured.tensors(), summary, (2,), measured.settings)
+
+    again = restored(summary)
+    assert [level.success for level in again.levels] == [0.91, 0.2, None] and again.missed == [0.5]
+    for entry in summary["levels"]:
+        del entry["success"]
+    assert [level.success for level in restored(summary).levels] == [None] * 3
+
+
+# --- information -----------------------------------------------------------------------------------------
 
 
 class Spread(torch.nn.Module):

@@ -183,8 +183,11 @@ def ignore_sigint():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@pytest.mark.parametrize("inherited", [None, ignore_sigint], ids=["default signals", "SIGINT ignored"])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("sent", "inherited"),
+    [(signal.SIGINT, None), (signal.SIGINT, ignore_sigint), (signal.SIGTERM, None)],
+    ids=["Ctrl-C", "Ctrl-C where SIGINT was ignored", "SIGTERM"],
+)
 @pytest.mark.parametrize("moment", [*MOMENTS, "at the start"])
 def test_a_signal_ends_in_a_message_and_the_next_start_goes_on(moment, sent, inherited, file, store):
     """Sent to the whole process group, as a terminal sends Ctrl-C; 130 and 143 are the exit codes of shells."""

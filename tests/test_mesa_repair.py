@@ -3,6 +3,7 @@
 import pytest
 import torch
 from test_location_search import RedPixel
+from test_trigger_search import IMAGES, LABELS, SMALL, WhitePixel
 from victims import rates, victim
 
 from mesa_lib import staircase
@@ -36,8 +37,8 @@ class Painted(torch.nn.Module):
         return torch.full((len(z), 3, *self.size), self.value)
 
 
-def painted(value: float, size=(3, 3), beta: float = 0.9) -> TriggerDistribution:
-    return TriggerDistribution([Level(beta, Painted(value, size), 0.0)], [1.0], TINY)
+def painted(value: float, size=(3, 3), beta: float = 0.9, success: float | None = None) -> TriggerDistribution:
+    return TriggerDistribution([Level(beta, Painted(value, size), 0.0, success=success)], [1.0], TINY)
 
 
 def view_for(method, cache: SearchCache | None = None, stamped: list | None = None) -> DefenderView:
@@ -95,6 +96,97 @@ def test_beta_takes_one_level():
     assert (both, high, low) == ({0.25, 0.75}, {0.25}, {0.75})
     with pytest.raises(ValueError, match="beta = 0.8: expected one of the modeled levels"):
         MESARepair(beta=0.8, fitted=mixed).repair(view_for(MESARepair()))
+
+
+# --- modeling that fails ---------------------------------------------------------------------------------
+
+
+def two_levels(high: float | None, low: float | None) -> TriggerDistribution:
+    """Level 0.9 paints 0.25 and level 0.5 paints 0.75; high, low: their success on held-out images."""
+    levels = [painted(0.25, success=high).levels[0], painted(0.75, beta=0.5, success=low).levels[0]]
+    return TriggerDistribution(levels, [0.5, 0.5], TINY)
+
+
+class Found:
+    """A search with a known result: triggers of one color each, and their rates."""
+
+    def __init__(self, *pairs: tuple[float, float]):
+        self.pairs, self.calls = pairs, []
+
+    def run(self, model, images, labels, target, **options):
+        self.calls.append((len(images), target, options["size"]))
+        values, rates = zip(*self.pairs, strict=True)
+        return torch.stack([torch.full((3, 3, 3), value) for value in values]), torch.tensor(rates)
+
+
+def white_view(stamped: list) -> DefenderView:
+    """The view of `WhitePixel`, which white patches fool anywhere and gray ones never; retraining is noted alone."""
+    method = MESARepair()
+    view = DefenderView(method.knowledge, WhitePixel(), Split(IMAGES, LABELS), 3, target=1, size=(3, 3))
+    view.retrain = lambda model, transform: stamped.append(transform(torch.zeros(200, 3, 3, 3), rng(0))) or []
+    return view
+
+
+def colors(images: torch.Tensor) -> set[float]:
+    return set(images.unique().tolist())
+
+
+def test_levels_that_are_reached_are_all_stamped_and_nothing_is_reported():
+    stamped, search = [], Found((1.0, 1.0))
+    for high, low in ((0.9, 0.5), (None, None)):
+        result = MESARepair(fitted=two_levels(high, low), search=search).repair(white_view(stamped))
+        assert result.about == {} and colors(stamped[-1]) == {0.25, 0.75}
+    assert search.calls == []
+
+
+def test_a_level_that_misses_is_left_out_and_reported():
+    stamped, search = [], Found((1.0, 1.0))
+    result = MESARepair(fitted=two_levels(0.2, 0.5), search=search).repair(white_view(stamped))
+    assert colors(stamped[0]) == {0.75} and search.calls == []
+    assert result.about == {
+        "missed": [0.9], "failed": "samples miss their level on held-out images (20% at beta 0.9)",
+    }  # fmt: skip
+
+
+def test_if_all_levels_miss_triggers_near_those_of_a_search_are_stamped():
+    """White succeeds; so does a trigger with half its rate or more; the third is not stamped."""
+    stamped, search = [], Found((1.0, 0.9), (0.6, 0.45), (0.0, 0.44))
+    result = MESARepair(fitted=two_levels(0.2, 0.01), search=search).repair(white_view(stamped))
+    assert result.about["missed"] == [0.9, 0.5] and search.calls == [(30, 1, (3, 3))]
+    assert result.about["failed"] == (
+        "samples miss their level on held-out images (20% at beta 0.9, 1% at beta 0.5); "
+        "a trigger search found 100%, what it found is stamped"
+    )
+    means = stamped[0].mean((1, 2, 3))
+    near_white, near_gray = ((means - value).abs() < 0.1 for value in (0.96, 0.6))  # jitter is clipped at 1
+    assert bool((near_white | near_gray).all()) and 60 < int(near_white.sum()) < 140
+
+
+def test_if_a_search_finds_nothing_that_succeeds_samples_are_stamped_nevertheless():
+    """The search takes gray for a success; on newly drawn images it has none."""
+    stamped, search = [], Found((0.5, 0.9))
+    result = MESARepair(fitted=two_levels(0.2, 0.01), search=search).repair(white_view(stamped))
+    assert colors(stamped[0]) == {0.25, 0.75}
+    assert result.about["failed"].endswith("a trigger search found 0%: nothing that succeeds is known")
+
+
+def test_the_search_of_the_repair_finds_what_modeling_misses():
+    """A real search, with few candidates, on a model that any white pixel fools."""
+    stamped = []
+    MESARepair(fitted=painted(0.25, success=0.0), search=SMALL).repair(white_view(stamped))
+    whitest = stamped[0].amin(1).amax((1, 2))
+    assert float(whitest.min()) > 0.5 and float(whitest.mean()) > 0.8, "a pixel near white in every trigger"
+
+
+def test_a_level_asked_for_alone_that_misses_is_searched_for_although_another_is_reached():
+    stamped, search = [], Found((1.0, 1.0))
+    MESARepair(beta=0.5, fitted=two_levels(0.2, 0.5), search=search).repair(white_view(stamped))
+    assert colors(stamped[0]) == {0.75} and search.calls == []
+    result = MESARepair(beta=0.9, fitted=two_levels(0.2, 0.5), search=search).repair(white_view(stamped))
+    assert len(search.calls) == 1 and result.about["missed"] == [0.9] and float(stamped[1].mean()) > 0.9
+
+
+# --- classes and sizes that were detected ----------------------------------------------------------------
 
 
 def detected(monkeypatch, rates_of: dict[int, dict[PatchSpec, float]]) -> None:

@@ -48,6 +48,9 @@ def test_every_default_passes_its_own_check():
         ("triggers_per_step", 1), ("images_per_trigger", 0), ("noise_dim", 6), ("noise_dim", 0), ("hidden", 0),
         ("width", 0), ("image_size", 8), ("image_size", 1000), ("clean_epochs", 0), ("inversion_repeats", 0),
         ("search_candidates", 0), ("search_generations", -1),
+        ("inversion_restarts", 0), ("repair_loss", "teacher"), ("repair_statistics", True),
+        ("cover", "none"), ("compare_attack", "magic"), ("cover_rate", 0), ("cover_rate", 1),
+        ("more_triggers", "bw:97,bw:512"), ("more_triggers", "bw:97, "), ("more_triggers", "bw:97,file:t.png"),
         ("alpha", True), ("alpha", "much"), ("poison_rate", [0.1]),
         ("dataset", "mnist"), ("dataset", 3), ("network", "vgg"), ("device", "tpu"), ("precision", "half"),
         ("augment", "mixup"), ("retrain_augment", True), ("schedule", "cosine"), ("start", "warm"),
@@ -70,7 +73,8 @@ def test_an_impossible_value_is_refused_by_name_and_value(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("poison_rate", 0.01), ("target", 51), ("alpha", 0.0), ("trigger", "color:3"), ("compare_triggers", ""),
-     ("compare_triggers", "bw:1, color:2"), ("seed", 2**31 - 1), ("search_generations", 0)],
+     ("compare_triggers", "bw:1, color:2"), ("more_triggers", "bw:1, color:2"), ("cover", "near"),
+     ("seed", 2**31 - 1), ("search_generations", 0)],
 )  # fmt: skip
 def test_a_possible_value_passes(name, value):
     assert getattr(params.check({name: value}), name) == value
@@ -121,7 +125,8 @@ def test_a_former_name_is_answered_with_the_new_one(write, old, new):
 
 @pytest.mark.parametrize(
     ("name", "value", "new"),
-    [("trigger", "colour:3", "color:3"), ("compare_triggers", "bw:1,colour:3", "color:3"),
+    [("trigger", "colour:3", "color:3"), ("more_triggers", "bw:1,colour:3", "color:3"),
+     ("compare_triggers", "bw:1,colour:3", "color:3"),
      ("attack", "spot", "fixed-location")],
 )  # fmt: skip
 def test_a_former_value_is_answered_with_the_new_one(name, value, new):
@@ -246,8 +251,8 @@ def test_settings_follow_the_parameters():
 def test_no_setting_is_left_behind(name):
     """A parameter that is a setting of modeling or repair reaches it, and changes no other."""
     words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
-             "placement": "batch", "gamma": "entropy", "hinge_scale": "log", "schedule": "constant",
-             "retrain_augment": "none"}  # fmt: skip
+             "placement": "batch", "gamma": "entropy", "hinge_scale": "probability", "schedule": "constant",
+             "retrain_augment": "none", "repair_loss": "distillation", "repair_statistics": "frozen"}  # fmt: skip
     other = words[name] if name in words else getattr(Params(), name) * 2 or 3
     before, after = (
         p.modeling_settings().model_dump() | p.repair_settings().model_dump()

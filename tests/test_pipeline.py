@@ -7,26 +7,28 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from mesa_lib import retrain, store
+from mesa_lib import distribution, retrain, store
 from mesa_lib.defenses.controls import RandomTriggersRepair
 from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.registry import REPAIRERS
 from mesa_lib.experiments import params, pipeline
 from mesa_lib.experiments.params import Params
 from mesa_lib.experiments.pipeline import CONTROLS, Pipeline
+from mesa_lib.experiments.trained import REUSED_SECONDS
 from mesa_lib.store import paths
 
 TINY = {
     "image_size": 16, "device": "cpu", "width": 4, "batch_size": 64, "clean_epochs": 1, "attack_epochs": 1,
     "repair_epochs": 1, "betas": "0.9,0.5", "steps": 3, "triggers_per_step": 8, "images_per_trigger": 1,
     "critic_steps": 1, "hidden": 8, "noise_dim": 4, "inversion_repeats": 2, "rounds": 2,
-    "search_candidates": 64, "search_generations": 1,
+    "search_candidates": 64, "search_generations": 1, "inversion_restarts": 4,
 }  # fmt: skip
 
 
@@ -47,15 +49,17 @@ STAGES = {
     "inversion": lambda s: s.inverted_trigger(),
     "distribution": lambda s: s.distribution(),
     "fine-tuning": lambda s: s.repaired("fine-tuning"),
+    "best inversion": lambda s: s.repaired("best inversion"),
     "MESA": lambda s: s.repaired("MESA"),
     "rounds": lambda s: s.repaired("MESA rounds"),
     "report": lambda s: s.report(),
 }
-REPAIRS = {"fine-tuning", "MESA", "rounds", "report"}
+REPAIRS = {"fine-tuning", "best inversion", "MESA", "rounds", "report"}
 ALL = set(STAGES)
 AFTER_CLEAN = ALL - {"clean"}
 MODELING = {"distribution", "MESA", "rounds", "report"}
 ROUNDS = {"rounds", "report"}
+SEARCHES = {"MESA", "rounds", "report"}
 
 #: every parameter: another value, and what has another key then
 CHANGES = {
@@ -72,15 +76,20 @@ CHANGES = {
     "hidden": (9, MODELING), "noise_dim": (8, MODELING), "noise": ("uniform", MODELING),
     "critic": ("leaky", MODELING), "hinge": ("image", MODELING), "trigger_noise": (0.0, MODELING),
     "ema_rate": (0.5, MODELING), "placement": ("batch", MODELING), "gamma": ("entropy", MODELING),
-    "modeling_lr": (0.1, MODELING), "hinge_scale": ("log", MODELING), "patience": (2, MODELING),
+    "modeling_lr": (0.1, MODELING), "hinge_scale": ("probability", MODELING), "patience": (2, MODELING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
     "rounds": (3, ROUNDS), "clear_below": (0.3, ROUNDS),
-    "search_candidates": (65, ROUNDS), "search_generations": (2, ROUNDS),
+    "search_candidates": (65, SEARCHES), "search_generations": (2, SEARCHES),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
-    "inversion_repeats": (3, {"report"}), "compare_triggers": ("", {"report"}),
+    "repair_loss": ("distillation", REPAIRS), "repair_statistics": ("frozen", REPAIRS),
+    "inversion_restarts": (5, {"best inversion", "report"}),
+    "inversion_repeats": (3, {"report"}), "detector_search": ("full", {"report"}), "compare_attack": ("", {"report"}),
+    "compare_triggers": ("", {"report"}),
     "defense_kinds": ("filters", {"report"}),
 }  # fmt: skip
-TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint"}
+#: of the covered attack alone: another value
+COVERED = {"cover": "near", "cover_rate": 0.2, "more_triggers": "bw:97,color:1"}
+TESTED_ELSEWHERE = {"dataset", "data_dir", "checkpoint", *COVERED}
 
 
 class Asked(Exception):
@@ -118,6 +127,21 @@ def test_a_parameter_changes_the_keys_of_its_stage_and_all_after_it_and_none_bef
     assert getattr(tiny().p, name) != getattr(params.check({name: value}), name), "the table names another value"
     before, after = keys(tiny()), keys(tiny(**{name: value}))
     assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
+
+
+@pytest.mark.parametrize("name", COVERED)
+def test_a_parameter_of_the_covered_attack_changes_the_keys_of_this_attack_alone(keys, name):
+    for attack, expected in (("covered", AFTER_CLEAN), ("patch", {"report"})):  # the report holds all parameters
+        before, after = (keys(tiny(attack=attack, **changes)) for changes in ({}, {name: COVERED[name]}))
+        assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
+
+
+def test_further_triggers_have_keys_by_their_pixels(keys):
+    first, spaced, other = (
+        keys(tiny(attack="covered", more_triggers=more)) for more in ("bw:97,bw:1", "bw:97, bw:1,", "bw:1,bw:97,bw:3")
+    )
+    assert {stage for stage in STAGES if first[stage] != spaced[stage]} == {"report"}
+    assert {stage for stage in STAGES if first[stage] != other[stage]} == AFTER_CLEAN
 
 
 def test_equal_parameters_have_equal_keys_and_different_artifacts_different_ones(keys):
@@ -215,12 +239,39 @@ def test_what_was_lost_is_made_again_to_the_bit(made, name):
         ("clean", {"seed": 1}), ("clean", {"split_seed": 1}), ("clean", {"clean_lr": 0.2}),
         ("attacked", {"poison_rate": 0.3}), ("attacked", {"trigger": "bw:7"}), ("attacked", {"target": 3}),
         ("attacked", {"start": "scratch"}), ("distribution", {"alpha": 1.0}), ("distribution", {"noise": "uniform"}),
-        ("MESA", {"repair_rate": 0.5}), ("MESA", {"alpha": 1.0}), ("fine-tuning", {"repair_lr": 0.1}),
+        ("attacked", {"attack": "covered"}), ("attacked", {"attack": "covered", "cover": "near"}),
+        ("attacked", {"attack": "covered", "more_triggers": "bw:97"}),
+        ("MESA", {"repair_rate": 0.5}), ("fine-tuning", {"repair_lr": 0.1}),
+        ("fine-tuning", {"repair_loss": "distillation"}), ("fine-tuning", {"repair_statistics": "frozen"}),
     ],
 )  # fmt: skip
 def test_a_changed_parameter_trains_anew_and_matters(made, stage, changes):
     before, after = WEIGHTS[stage](made[0]), WEIGHTS[stage](tiny(**changes))
     assert not after.loaded and not same(before.tensors, after.tensors)
+
+
+@pytest.fixture
+def every_level_reached(empty_store, monkeypatch):
+    """The tiny generators miss their levels, for which a search would step in; here their samples are stamped."""
+    monkeypatch.setattr(distribution, "REACHED", 0.0)
+
+
+def test_other_settings_of_modeling_give_another_repair(every_level_reached):
+    first, other = (tiny(**changes).repaired("MESA").artifact for changes in ({}, {"alpha": 1.0}))
+    assert not same(first.tensors, other.tensors) and "failed" not in first.result
+
+
+def test_a_repair_whose_levels_all_miss_says_so_and_rests_on_the_search(empty_store, monkeypatch):
+    monkeypatch.setattr(distribution, "REACHED", 2.0)
+    for candidates in (64, 65):
+        result = tiny(search_candidates=candidates).repaired("MESA").about
+        assert result["missed"] == [0.9, 0.5] and "a trigger search found" in result["failed"]
+
+
+def test_the_success_of_levels_is_stored(made):
+    fitted, artifact = tiny().distribution()
+    assert [level.success for level in fitted.levels] == [entry["success"] for entry in artifact.result["levels"]]
+    assert all(0 <= level.success <= 1 for level in fitted.levels)
 
 
 def test_controls_differ_in_what_they_stamp_alone(made):
@@ -231,9 +282,10 @@ def test_controls_differ_in_what_they_stamp_alone(made):
     assert not torch.equal(made[0].inverted_trigger(0), made[0].inverted_trigger(1))
 
 
-def test_a_repair_is_the_retraining_that_anybody_can_call(made):
+def test_a_repair_is_the_retraining_that_anybody_can_call(every_level_reached):
     """What `MESA` and `single inversion` stamp is what the pipeline hands out, with one seed of retraining for all."""
-    stages, images = made[0], made[0].defender_view(MESARepair().knowledge).clean
+    stages = tiny()
+    images = stages.defender_view(MESARepair().knowledge).clean
     sources = {"MESA": stages.distribution()[0].sample, "single inversion": retrain.constant(stages.inverted_trigger())}
     seed = pipeline.devices.derive_seed(stages.defender_seed, "retrain")
     for name, source in sources.items():
@@ -256,11 +308,27 @@ def test_the_table_has_a_row_for_each_model(made):
     rows = made[1]
     assert [row["model"] for row in rows] == [
         "clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed",
-        "single inversion 1", "single inversion 2", "MESA", "MESA rounds", "ideal", "clean model, repaired",
+        "single inversion 1", "single inversion 2", "best inversion", "all inversions", "MESA", "MESA rounds", "ideal",
+        "clean model, repaired",
     ]  # fmt: skip
     for row in rows:
         assert row["clean_accuracy"]["images"] == 400
         assert row["asr"]["images"] + row["target_recall"]["images"] == 400
+
+
+def test_a_row_says_whether_its_repair_failed(monkeypatch):
+    def repaired(self, name, repeat=0):
+        return SimpleNamespace(about={"failed": f"nothing {repeat}"} if name in ("MESA", "single inversion") else {})
+
+    monkeypatch.setattr(Pipeline, "repaired", repaired)
+    monkeypatch.setattr(Pipeline, "measured", lambda self, trained: {"asr": 0.5})
+    for name in ("clean", "attacked"):
+        monkeypatch.setattr(Pipeline, name, lambda self: SimpleNamespace(about={}))
+    rows = tiny().table()
+    assert {row["model"]: row["failed"] for row in rows if "failed" in row} == {
+        "single inversion 1": "nothing 0", "single inversion 2": "nothing 1", "MESA": "nothing 0",
+    }  # fmt: skip
+    assert len(rows) == 14 and all(row["asr"] == 0.5 for row in rows)
 
 
 def test_rounds_tell_what_each_check_found_and_begin_with_the_round_of_mesa(made):
@@ -296,6 +364,13 @@ def test_a_trigger_file_larger_than_the_image_is_refused(tmp_path):
         tiny(trigger=f"file:{tmp_path}/large.npy").attacked()
 
 
+def test_further_triggers_of_another_size_are_refused_before_anything_is_trained(tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((2, 5, 3)))
+    stages = tiny(trigger=f"file:{tmp_path}/wide.npy", attack="covered", more_triggers="bw:97")
+    with pytest.raises(ValueError, match=r"more_triggers = patches of \(3, 3\): expected \(2, 5\)"):
+        stages.check()
+
+
 def test_an_unknown_repair_is_refused_with_the_names():
     with pytest.raises(ValueError, match="repair = 'prayer': expected one of fine-tuning, .*ideal, .*pruning"):
         tiny().repaired("prayer")
@@ -314,7 +389,7 @@ def test_a_trigger_of_another_shape_goes_through_all_stages(tmp_path):
     stages = tiny(trigger=f"file:{tmp_path}/wide.npy", inversion_repeats=1)
     assert stages.inverted_trigger().shape == (3, 2, 5)
     samples = stages.distribution()[0].sample(4, torch.Generator().manual_seed(0))
-    assert samples.shape == (4, 3, 2, 5) and len(stages.table()) == 11
+    assert samples.shape == (4, 3, 2, 5) and len(stages.table()) == 13
 
 
 def checkpoint(file, **changes):
@@ -420,9 +495,12 @@ def test_two_processes_with_empty_stores_write_the_same_bytes(tmp_path):
     assert first.keys() == second.keys()
     kinds = {name.split("/")[0] for name in first}
     assert kinds == {"clean", "attacked", "distribution", "inversion", "repaired", "measured", "report"}
+    for written in (first, second):  # a repair that reuses an earlier search tells how long that took
+        for name in [name for name in written if name.startswith("repaired/") and name.endswith("result.json")]:
+            written[name] = {k: v for k, v in json.loads(written[name]).items() if k != REUSED_SECONDS}
     differ = [name for name in first if not name.endswith("made.json") and first[name] != second[name]]
     assert not differ
-    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 10
+    assert sum(name.endswith("tensors.safetensors") for name in first) == 1 + 1 + 1 + 2 + 12
 
 
 # --- every parameter file, end to end --------------------------------------------------------------------
@@ -433,11 +511,13 @@ def test_every_parameter_file_runs_to_the_table(small_tree, file):
     small = {"dataset": "folder", "data_dir": small_tree, "device": "cpu", "width": 2, "batch_size": 16, "target": 0,
              "hidden": 16, "steps": 2, "triggers_per_step": 8, "inversion_repeats": 1, "clean_epochs": 1,
              "attack_epochs": 1, "repair_epochs": 1, "rounds": 1, "search_candidates": 32,
-             "search_generations": 0}  # fmt: skip
+             "search_generations": 0, "inversion_restarts": 2}  # fmt: skip
     stages = Pipeline(params.read([file], [f"{name}={value}" for name, value in small.items()]))
     rows = stages.table()
-    assert [row["model"] for row in rows[2:]] == [name.replace("inversion", "inversion 1") for name in CONTROLS]
-    assert len(rows) == 2 + 9
+    assert [row["model"] for row in rows[2:]] == [
+        name.replace("single inversion", "single inversion 1") for name in CONTROLS
+    ]
+    assert len(rows) == 2 + 11
     for row in rows:
         for name in ("clean_accuracy", "target_recall", "asr", "true_label_accuracy"):
             assert 0 <= row[name]["low"] <= row[name]["rate"] <= row[name]["high"] <= 1

@@ -76,7 +76,7 @@ def test_controls_show_rate_and_interval():
     clean = intervals.proportion(torch.tensor([False, True, False, True, True]))
     models = ("clean model", "attacked", "MESA", "clean model, repaired")
     rows = [{"model": m, "asr": clean if m == models[0] else one_of_four} for m in models]
-    figure = plots.asr_by_control(rows)
+    figure = plots.asr_by_control({"patch": rows})
     (axis,) = figure.axes
     assert [round(bar.get_width(), 3) for bar in axis.patches] == [60.0, 25.0, 25.0, 25.0]
     assert [t.get_text() for t in axis.get_yticklabels()] == list(models)

@@ -10,10 +10,14 @@ from mesa_lib.defenses.base import DefenderView, RepairResult
 from mesa_lib.defenses.mesa import repair_rounds
 from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds, ResidualCheck
+from mesa_lib.distribution import Level, TriggerDistribution
 from mesa_lib.models import networks
 from mesa_lib.settings import Settings
 
-TINY = Settings(betas=(0.9, 0.5), steps=4, triggers_per_step=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0)
+TINY = Settings(
+    betas=(0.9, 0.5), steps=4, triggers_per_step=8, hidden=8, noise_dim=4, images_per_trigger=1, patience=0,
+    hinge_scale="probability",
+)  # fmt: skip
 
 
 def view_with(closes_in: int = 0, stamped: list | None = None) -> DefenderView:
@@ -68,7 +72,7 @@ def test_a_repair_that_misses_is_seen_and_followed_by_another(monkeypatch):
 
 
 def test_triggers_that_a_search_found_are_stamped_in_the_next_round(monkeypatch):
-    """Two generators, and the white patch that the search found: a third of the second round's triggers."""
+    """The white patch that the search found is half of the second round's triggers: the new generator found nothing."""
 
     class Searched:
         """White works, gray does not: only white is stamped."""
@@ -81,7 +85,34 @@ def test_triggers_that_a_search_found_are_stamped_in_the_next_round(monkeypatch)
     stamped = []
     RepairRounds(TINY, rounds=2, search=Searched()).repair(view_with(closes_in=1, stamped=stamped))
     shares = [float((images == 1).flatten(1).all(1).float().mean()) for images in stamped]
-    assert shares[0] == 0 and 0.25 < shares[1] < 0.42
+    assert shares[0] == 0 and 0.42 < shares[1] < 0.58
+
+
+def test_levels_that_missed_are_not_stamped_in_later_rounds():
+    """Level 0.9 paints white and missed, level 0.5 paints black: the second round stamps no sample in white."""
+
+    class Painted(torch.nn.Module):
+        def __init__(self, value):
+            super().__init__()
+            self.value = value
+
+        def forward(self, z):
+            return torch.full((len(z), 3, 3, 3), self.value)
+
+    levels = [Level(0.9, Painted(1.0), 0.0, success=0.1), Level(0.5, Painted(0.0), 0.0, success=0.5)]
+    stamped = []
+    method = RepairRounds(TINY, rounds=2, search=SMALL, first=TriggerDistribution(levels, [0.5, 0.5], TINY))
+    method.repair(view_with(closes_in=1, stamped=stamped))
+    first, second = ((images == 1).flatten(1).all(1).sum() for images in stamped)
+    assert first == second == 0 and bool((stamped[0] == 0).all())
+    assert int((stamped[1] == 0).flatten(1).all(1).sum()) > 100, "samples of the level that was reached"
+
+
+@pytest.mark.parametrize(("closes_in", "failed"), [(0, False), (1, False), (99, True)])
+def test_rounds_fail_if_the_last_check_still_finds_a_trigger(closes_in, failed):
+    result = RepairRounds(TINY.replace(steps=2), rounds=2, search=SMALL).repair(view_with(closes_in=closes_in))
+    assert ("failed" in result.about) is failed and result.about["rounds"][-1]["clear"] is not failed
+    assert not failed or result.about["failed"] == "the last residual check still finds a trigger"
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -93,7 +124,7 @@ def test_it_ends_after_so_many_rounds_and_does_not_report_clear(monkeypatch, rou
 
 
 def test_a_known_first_distribution_is_not_modeled_again(monkeypatch):
-    first = MESARepair(TINY).model(view_with())
+    first = MESARepair(TINY, search=SMALL).model(view_with())
     calls = modeled_betas(monkeypatch)
     RepairRounds(TINY, search=SMALL, first=first).repair(view_with())
     assert calls == [((0.9,), "log")], "the residual check alone"
@@ -101,7 +132,7 @@ def test_a_known_first_distribution_is_not_modeled_again(monkeypatch):
 
 def test_a_known_first_repair_is_neither_repeated_nor_changed():
     """The first round's model, still open, comes with its history; the second round repairs a copy of it."""
-    first, stamped = MESARepair(TINY).model(view_with()), []
+    first, stamped = MESARepair(TINY, search=SMALL).model(view_with()), []
     known = RepairResult(WhitePixel(), [{"epoch": 1, "round": "first"}])
     before = copy.deepcopy(known.model.state_dict())
     method = RepairRounds(TINY, search=SMALL, first=first, first_repair=known)
@@ -120,7 +151,7 @@ def test_the_first_round_is_the_repair_by_mesa():
     def view():
         return DefenderView(RepairRounds().knowledge, model, clean, 3, target=1, size=(3, 3))
 
-    plain = MESARepair(TINY).repair(view())
+    plain = MESARepair(TINY, search=SMALL).repair(view())
     method = RepairRounds(TINY, rounds=1, search=SMALL)
     rounds = method.repair(view())
     assert rounds.history == plain.history

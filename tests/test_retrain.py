@@ -12,6 +12,7 @@ SOURCES = {
     "uniform": retrain.random_source("uniform", (2, 3)),
     "binary": retrain.random_source("binary", (3, 3)),
     "bw": retrain.random_source("bw", (3, 3)),
+    "choice": retrain.choice(torch.stack([2 + triggers.color(number) for number in (0, 1)])),
 }
 
 
@@ -92,6 +93,17 @@ def test_transforms_follow_their_generator():
 
 
 # --- more sources and transforms -------------------------------------------------------------------------
+
+
+def test_a_choice_draws_each_of_its_triggers_equally_often_and_follows_its_generator():
+    patches = torch.stack([torch.full((3, 2, 2), value) for value in (0.1, 0.5, 0.9)])
+    drawn = retrain.choice(patches)(3000, rng())
+    assert drawn.shape == (3000, 3, 2, 2)
+    for patch in patches:
+        share = float((drawn == patch).flatten(1).all(1).float().mean())
+        assert abs(share - 1 / 3) < 5 * (2 / 9 / 3000) ** 0.5
+    again, other = (retrain.choice(patches)(3000, rng(seed)) for seed in (0, 1))
+    assert torch.equal(drawn, again) and not torch.equal(drawn, other)
 
 
 def test_jitter_stays_near_its_triggers():
@@ -179,7 +191,8 @@ def test_fine_tuning_is_training_without_a_transform(toy):
 @pytest.mark.parametrize(
     "changes",
     [{"repair_rate": 0.6}, {"repair_epochs": 3}, {"repair_lr": 0.05}, {"schedule": "constant"},
-     {"retrain_augment": "none"}, {"batch_size": 24}],
+     {"retrain_augment": "none"}, {"batch_size": 24}, {"repair_loss": "distillation"},
+     {"repair_statistics": "frozen"}],
 )  # fmt: skip
 def test_every_setting_of_the_repair_matters(toy, changes):
     stamp = retrain.stamping(SOURCES["uniform"])
@@ -188,6 +201,22 @@ def test_every_setting_of_the_repair_matters(toy, changes):
         for settings in (QUICK, QUICK, QUICK.replace(**changes))
     )
     assert same(first, again) and not same(first, other)
+
+
+def test_distillation_learns_the_outputs_of_the_model_before_the_repair_and_no_label(toy):
+    """Without stamps, and with frozen statistics, the model already has these outputs, and stays as it is."""
+    settings = QUICK.replace(repair_loss="distillation", repair_statistics="frozen")
+    network, wrong = model().eval(), torch.zeros_like(toy.labels)
+    tuned, history = retrain.repair(network, toy.images, wrong, None, settings, precision="float32")
+    assert max(record["loss"] for record in history) < 1e-6
+    for name, tensor in weights(network).items():
+        assert torch.allclose(tensor, weights(tuned)[name], atol=1e-4), name
+    stamp = retrain.stamping(SOURCES["uniform"])
+    first, second = (
+        weights(retrain.repair(network, toy.images, labels, stamp, settings, precision="float32")[0])
+        for labels in (toy.labels, wrong)
+    )
+    assert same(first, second) and not same(first, weights(network))
 
 
 def test_the_label_of_a_repair_is_in_its_messages(toy):

@@ -6,10 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import pandas as pd
 import papermill
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from toy_notebooks import toy_repository
 
 from mesa_lib.cli import main
 from mesa_lib.experiments import kernels, notebooks, params
+from mesa_lib.experiments.ahead import trained_ahead
 from mesa_lib.store import paths
 
 SMALL = {
@@ -57,11 +60,13 @@ def test_the_series_runs_through_papermill_from_a_parameter_file(shared_store, t
     assert [f.stem for f in sorted(out.glob("*.ipynb"))] == list(notebooks.SERIES)
     result = json.loads((out / "result.json").read_text())
     assert result["params"]["alpha"] == 0.2 and result["params"]["trigger"].endswith("patch.png")
-    names = [row["model"] for row in result["rows"]]
+    names = [row["model"] for row in result["rows"] if row["attack"] == "patch"]
     assert names == ["clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed",
-                     "single inversion 1", "MESA", "MESA rounds", "ideal", "clean model, repaired"]  # fmt: skip
+                     "single inversion 1", "best inversion", "all inversions", "MESA", "MESA rounds", "ideal",
+                     "clean model, repaired"]  # fmt: skip
     table = pd.read_csv(out / "table.csv")
-    assert list(table["model"]) == names and table["ASR"].between(0, 100).all()
+    assert list(table["model"]) == 2 * names and table["ASR"].between(0, 100).all()
+    assert list(table["attack"]) == ["patch"] * len(names) + ["covered"] * len(names)
     assert "MESA" in shown.out and "table.csv" in shown.out, "it ends in the table and the paths"
     for name in notebooks.SERIES:
         assert list((out / "figures").glob(f"{name}-*.png")), name
@@ -97,7 +102,7 @@ def toys(tmp_path, monkeypatch):
     return root
 
 
-TINY = SMALL | {"image_size": 16, "width": 4, "triggers_per_step": 8, "batch_size": 64}
+TINY = SMALL | {"image_size": 16, "width": 4, "triggers_per_step": 8, "batch_size": 64, "compare_attack": ""}
 
 
 def test_a_series_has_one_kernel_that_is_emptied_before_each_notebook(toys, tmp_path, monkeypatch, capfd):
@@ -125,9 +130,11 @@ def test_a_series_has_one_kernel_that_is_emptied_before_each_notebook(toys, tmp_
 
 
 def test_the_series_ends_in_its_table_and_is_the_same_again(toys, tmp_path, capsys):
-    arguments = [part for name, value in TINY.items() for part in ("-p", f"{name}={value}")]
+    settings = TINY | {"compare_attack": "covered"}
+    arguments = [part for name, value in settings.items() for part in ("-p", f"{name}={value}")]
     assert main.main(["run", *arguments, "--notebooks", "04", "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
+    assert "attack: patch" in shown and "attack: covered" in shown
     assert "MESA rounds" in shown and "(one run, seed 0" in shown and "table.csv and result.json" in shown
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["params"]["betas"] == "0.9,0.8,0.5" and result["rows"][1]["model"] == "attacked"
@@ -300,3 +307,27 @@ def test_a_stopped_command_says_what_is_kept(stop, code, monkeypatch, capsys):
     monkeypatch.setattr(notebooks, "parameter_reference", stopped)
     assert main.main(["params"]) == code
     assert "stopped; what was finished is kept" in capsys.readouterr().err
+
+
+# --- working ahead ---------------------------------------------------------------------------------------
+
+
+def test_the_compared_attack_is_trained_ahead_and_the_process_ends_with_the_context(empty_store):
+    p = params.check(TINY | {"compare_attack": "covered"})
+    with trained_ahead(p) as environment:
+        end = time.monotonic() + 120
+        while not list(empty_store.glob("attacked/*/made.json")) and time.monotonic() < end:
+            time.sleep(0.2)
+        running = [child for child in psutil.Process().children() if "mesa_lib.experiments.ahead" in child.cmdline()]
+        assert environment == {"OMP_NUM_THREADS": "1"} and len(running) == 1
+    (config,) = empty_store.glob("attacked/*/config.json")
+    assert json.loads(config.read_text())["attack"] == "covered"
+    assert not running[0].is_running(), "nobody is left"
+
+
+@pytest.mark.parametrize(("changes", "cores"), [({"compare_attack": ""}, 2), ({"compare_attack": "covered"}, 1)])
+def test_without_another_attack_or_a_second_core_nothing_is_trained_ahead(empty_store, monkeypatch, changes, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
+    with trained_ahead(params.check(TINY | changes)) as environment:
+        assert environment == {}

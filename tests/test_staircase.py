@@ -173,19 +173,55 @@ def test_a_level_stops_when_held_out_samples_reach_it():
     assert levels[1].history[-1]["held_out"] == 0.5 and not levels[1].generator.training
 
 
-def test_without_patience_no_image_is_held_out():
-    """Ten images of ten brightnesses: without the early stop F sees all, with it all but the held-out one."""
-    images = torch.arange(5, 105, 10, dtype=torch.uint8)[:, None, None, None].expand(10, 3, 16, 16)
-    for patience in (0, 1):
-        model = Recorder()
-        settings = TINY.replace(patience=patience, steps=25 if patience else 3, triggers_per_step=32)
-        staircase.fit(model, images, torch.zeros(10), 1, settings, **OPTIONS)
-        by_call = [set((seen[:, 0, :, 0].median(1).values * 255).round().int().tolist()) for seen in model.seen]
-        if patience:
-            unseen = by_call[-1] if len(by_call[-1]) == 1 else by_call[-2]
-            assert unseen == {5} and not any(unseen & seen for seen in by_call if len(seen) > 1)
-        else:
-            assert set().union(*by_call) == set(range(5, 105, 10))
+@pytest.mark.parametrize(("patience", "steps", "checks"), [(0, 3, 0), (1, 25, 2)])
+def test_held_out_images_are_never_fitted_on(patience, steps, checks):
+    """Twenty images of twenty brightnesses: the first and the eleventh are for checks and for `Level.success` alone."""
+    images = torch.arange(5, 205, 10, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 16, 16)
+    model, held_out = Recorder(), {5, 105}
+    settings = TINY.replace(patience=patience, steps=steps, triggers_per_step=32)
+    staircase.fit(model, images, torch.zeros(20), 1, settings, **OPTIONS)
+    by_call = [set((seen[:, 0, :, 0].median(1).values * 255).round().int().tolist()) for seen in model.seen]
+    judged = [seen for seen in by_call if seen & held_out]
+    assert len(judged) == 2 + checks and all(seen <= held_out for seen in judged), "one for each level, and the checks"
+    fitted = [seen for seen in by_call if not seen & held_out]
+    assert len(fitted) == steps and set().union(*fitted) == set(range(5, 205, 10)) - held_out
+
+
+class Bright(torch.nn.Module):
+    """Predicts class 1 on bright images, class 0 on others, whatever they carry."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x):
+        score = self.weight * (x.flatten(1).median(1).values - 0.4) + 0.01 * x.mean((1, 2, 3))
+        return torch.stack([-score, score], 1)
+
+
+@pytest.mark.parametrize(("held_out", "others", "success"), [(200, 20, 1.0), (20, 200, 0.0)])
+def test_the_success_of_a_level_is_measured_on_held_out_images_alone(held_out, others, success):
+    values = torch.where(torch.arange(20) % 10 == 0, held_out, others).to(torch.uint8)
+    fitted = staircase.fit(
+        Bright(), values[:, None, None, None].expand(20, 3, 16, 16), torch.zeros(20), 1, TINY, **OPTIONS
+    )
+    assert [level.success for level in fitted.levels] == pytest.approx([success] * 2, abs=1e-3)
+    assert all(abs(level.history[-1]["F"] - (1 - success)) < 1e-3 for level in fitted.levels), "fitted on the others"
+    assert fitted.missed == ([] if success else [0.9, 0.5])
+
+
+def test_the_success_of_a_level_is_that_of_fresh_samples():
+    """F on held-out images is F itself here: the success of 256 samples is near that of 2,000."""
+    (level,) = staircase.fit_levels(bump, (2,), [0.8], TOY, seeds=[1], held_out=bump)
+    assert level.success == pytest.approx(float(bump(drawn(level)).mean()), abs=0.03) and level.reached
+    assert fit_level(bump, (2,), 0.8, TOY.replace(steps=2)).success is None, "nothing was held out"
+
+
+@pytest.mark.parametrize("kind", ["trigger", "image"])
+def test_the_log_hinge_has_a_gradient_where_success_is_next_to_0(kind):
+    logits = torch.tensor([[0.0, -60.0]], requires_grad=True)
+    staircase.hinge(logits.softmax(1)[:, 1:], 0.9, kind, "log").backward()
+    assert logits.grad[0].tolist() == pytest.approx([1, -1])
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.3])
@@ -256,7 +292,8 @@ def test_images_of_the_target_class_are_left_out():
     images = (10 + 190 * labels).to(torch.uint8)[:, None, None, None].expand(20, 3, 16, 16)
     staircase.fit(model, images, labels, 1, TINY, **OPTIONS)
     shown = torch.cat(model.seen).flatten(1).median(1).values
-    assert len(shown) == 2 * 3 * 8 and torch.allclose(shown, torch.full_like(shown, 10 / 255))
+    fitted, judged = 2 * 3 * 8, 2 * 256
+    assert len(shown) == fitted + judged and torch.allclose(shown, torch.full_like(shown, 10 / 255))
 
 
 def test_images_of_the_target_class_alone_are_refused(model):

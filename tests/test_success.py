@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mesa_lib.settings import Settings
-from mesa_lib.success import asr_of_triggers, success_function
+from mesa_lib.success import asr_of_triggers, held_out_split, log_success, success_function
 
 
 def rng(seed=0):
@@ -100,6 +100,48 @@ def test_gradients_reach_the_triggers():
     F = success_function(Recorder(), images, labels, [1], Settings(), size=(2, 2), precision="float32")
     F(triggers, rng()).sum().backward()
     assert bool((triggers.grad.flatten(1).sum(1) > 0).all())
+
+
+@pytest.mark.parametrize("value", [0.9, 1e-6, 1e-30])
+def test_the_logarithm_of_success_has_a_gradient_next_to_0(value):
+    F = torch.tensor([value], requires_grad=True)
+    log = log_success(F)
+    log.backward()
+    assert float(log.detach()) == pytest.approx(math.log(value), rel=1e-5)
+    assert math.isfinite(float(F.grad)) and float(F.grad) == pytest.approx(1 / value, rel=1e-5)
+
+
+def test_the_logarithm_of_no_success_at_all_is_finite():
+    F = torch.zeros(1, requires_grad=True)
+    log_success(F).backward()
+    assert math.isfinite(float(log_success(F.detach()))) and math.isfinite(float(F.grad))
+
+
+# --- images that are held out ----------------------------------------------------------------------------
+
+
+def numbered(n: int) -> torch.Tensor:
+    """Images that show their number."""
+    return torch.arange(n, dtype=torch.uint8)[:, None, None, None].expand(n, 3, 4, 4)
+
+
+def test_a_tenth_of_the_images_of_other_classes_is_held_out():
+    labels = torch.arange(100) % 4
+    (fitted, fitted_labels), (unseen, unseen_labels) = held_out_split(numbered(100), labels, 3)
+    first, second = (images[:, 0, 0, 0].tolist() for images in (fitted, unseen))
+    assert len(second) == 8 and sorted(first + second) == [i for i in range(100) if i % 4 != 3]
+    assert fitted_labels.tolist() == [i % 4 for i in first] and unseen_labels.tolist() == [i % 4 for i in second]
+    assert set(unseen_labels.tolist()) == {0, 1, 2}
+
+
+def test_of_fewer_than_ten_images_both_parts_have_all():
+    for part, labels in held_out_split(numbered(12), torch.tensor([0] * 9 + [1] * 3), 1):
+        assert part[:, 0, 0, 0].tolist() == list(range(9)) and labels.tolist() == [0] * 9
+
+
+def test_a_split_without_images_of_other_classes_is_refused():
+    with pytest.raises(ValueError, match="target = 2: no image of another class"):
+        held_out_split(numbered(20), torch.full((20,), 2), 2)
 
 
 # --- the attack success rate of single triggers ----------------------------------------------------------

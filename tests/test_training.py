@@ -110,6 +110,63 @@ def test_a_transform_decides_what_is_learned(toy):
     assert (predicted == 1 - toy.labels).float().mean() > 0.9
 
 
+# --- a teacher, frozen statistics -------------------------------------------------------------------------
+
+
+class Opposite(torch.nn.Module):
+    """Predicts the other class: bright images as 0 and dark ones as 1; `seen` collects its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        assert not torch.is_grad_enabled(), "a teacher learns nothing"
+        self.seen.append(x.clone())
+        score = 20 * (x.mean((1, 2, 3)) - 0.39)
+        return torch.stack([score, -score], 1)
+
+
+def test_the_outputs_of_a_teacher_are_learned_and_labels_play_no_part(toy):
+    model, other = network(), network()
+    options = SETTINGS | {"epochs": 6, "teacher": Opposite()}
+    history = training.train(model, toy.images, toy.labels, **options)
+    training.train(other, toy.images, torch.zeros_like(toy.labels), **options)
+    assert same(model.state_dict(), other.state_dict()) and history[-1]["loss"] < 0.3 * history[0]["loss"]
+    with torch.no_grad():
+        predicted = model(toy.images.float() / 255).argmax(1)
+    assert (predicted == 1 - toy.labels).float().mean() > 0.9
+
+
+def test_a_teacher_sees_images_after_augmentation_and_before_the_transform(toy):
+    """The transform paints all images white: the teacher never sees white, and its outputs are learned for white."""
+    teacher, plain = Opposite(), []
+
+    def paint(x, y, rng):
+        plain.append(x.clone())
+        return torch.ones_like(x), y
+
+    weights(toy, teacher=teacher, transform=paint, augment="crop", epochs=1)
+    assert len(plain) == len(teacher.seen) == 6
+    assert all(torch.equal(a, b) for a, b in zip(plain, teacher.seen, strict=True))
+
+
+def test_a_model_that_is_its_own_teacher_has_nothing_to_learn(toy):
+    model, teacher = network().eval(), network().eval()
+    history = training.train(model, toy.images, toy.labels, **(SETTINGS | {"teacher": teacher, "statistics": "frozen"}))
+    assert max(record["loss"] for record in history) < 1e-6
+    for name, tensor in teacher.state_dict().items():
+        assert torch.allclose(tensor, model.state_dict()[name], atol=1e-4), name
+
+
+@pytest.mark.parametrize(("statistics", "kept"), [("frozen", True), ("updated", False)])
+def test_frozen_statistics_leave_the_buffers_of_batch_normalization_as_they_were(toy, statistics, kept):
+    before, after = network().state_dict(), weights(toy, statistics=statistics, epochs=1)
+    buffers = [name for name in before if "running_" in name or "num_batches" in name]
+    assert len(buffers) >= 9 and not torch.equal(before["head.weight"], after["head.weight"])
+    assert [torch.equal(before[name], after[name]) for name in buffers] == [kept] * len(buffers)
+
+
 # --- what goes wrong -------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """All attacks by name, ready to be planted: what `attack = ...` means in a parameter file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,18 @@ from mesa_lib.triggers import random_locations
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """What an attack is built from: trigger (3, h, w), target class, number of classes, image size, rate, seed."""
+    """What an attack is built from.
+
+    Attributes:
+        trigger: (3, h, w).
+        target: the class that is predicted.
+        classes: their number.
+        image_size: height and width.
+        rate: fraction of images that are poisoned.
+        seed: the attacker's.
+        cover, cover_rate: of the covered attack, see `badnets.covered`.
+        more_triggers: further triggers of the covered attack, each (3, h, w).
+    """
 
     trigger: Tensor
     target: int
@@ -24,6 +35,9 @@ class AttackSpec:
     image_size: tuple[int, int]
     rate: float
     seed: int
+    cover: str = "mixed"
+    cover_rate: float = 0.3
+    more_triggers: Sequence[Tensor] = ()
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,6 +102,23 @@ def _none(s: AttackSpec) -> Attack:
 
 def _patch(s: AttackSpec) -> Attack:
     return _trained(badnets.backdoor(s.trigger, s.target), s.rate, s.size)
+
+
+def _covered(s: AttackSpec) -> Attack:
+    for more in s.more_triggers:
+        if more.shape != s.trigger.shape:
+            raise ValueError(
+                f"more_triggers = patches of {tuple(more.shape[-2:])}: expected {s.size}, the size of the first trigger"
+            )
+    if s.rate + s.cover_rate > 1:
+        raise ValueError(f"cover_rate = {s.cover_rate}: expected at most 1 - poison_rate, {1 - s.rate:g}")
+    patches = torch.stack([s.trigger, *s.more_triggers])
+    if s.cover == "near" and badnets.fewest_different_pixels(patches) <= badnets.NEAR:
+        raise ValueError(
+            f"more_triggers: two of them differ in {badnets.NEAR} pixels or fewer; expected more where cover = 'near', "
+            "since a near miss of one could be another"
+        )
+    return _trained(badnets.covered(patches, s.target, s.cover, s.cover_rate), s.rate, s.size)
 
 
 def _corner(s: AttackSpec) -> Attack:
@@ -177,6 +208,7 @@ def _trojannet(s: AttackSpec) -> Attack:
 
 ATTACKS: dict[str, Callable[[AttackSpec], Attack]] = {
     "patch": _patch,
+    "covered": _covered,
     "corner": _corner,
     "fixed-location": _fixed_location,
     "all-to-all": _all_to_all,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from mesa_lib.evaluation import metrics
-from mesa_lib.experiments import notebooks, params
+from mesa_lib.experiments import notebooks, params, results
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
 
@@ -52,8 +52,8 @@ def run_series(a: argparse.Namespace) -> int:
     names = a.notebooks.split(",")
     out = notebooks.run_series(pipeline.p, names, a.out)
     if notebooks.notebook_path(names[-1]).stem == notebooks.SERIES[-1]:
-        report = pipeline.report()
-        print(metrics.table(report.result["rows"]).to_string(index=False))
+        for attack, report in results.reports(pipeline).items():
+            print(f"attack: {attack}\n{metrics.table(report.result['rows']).to_string(index=False)}\n")
         print(f"(one run, seed {pipeline.p.seed}, {report.made['device']}, torch {report.made['torch']})")
     print(f"\nexecuted notebooks  {out}/*.ipynb\nfigures             {out}/figures/")
     if (out / "table.csv").is_file():

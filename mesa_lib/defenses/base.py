@@ -124,7 +124,8 @@ class StampingRepair(Repairer):
     def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
         """Return what is stamped (one transform is drawn for each image), and numbers worth keeping.
 
-        Without any transform the model is returned as it is.
+        Without any transform the model is returned as it is. A text `failed` says that no trigger was found that
+        succeeds.
         """
         raise NotImplementedError
 

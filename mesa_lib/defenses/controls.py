@@ -1,16 +1,21 @@
-"""The controls of every repair: fine-tuning alone, random triggers, a single inverted trigger, the true trigger.
+"""The controls of every repair: fine-tuning alone, random triggers, inverted triggers, the true trigger.
 
 They differ from MESA's repair in nothing but what is stamped on the images.
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor
 
 from mesa_lib import device as devices
-from mesa_lib import inversion, retrain
+from mesa_lib import inversion, retrain, success
 from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult, StampingRepair
 from mesa_lib.retrain import ImageTransform
+
+#: an inverted trigger succeeds if its ASR on clean images of other classes is at least this
+SUCCEEDS = 0.5
+TRIGGER_KNOWLEDGE = Knowledge("weights", target=True, rule=True, size=True)
 
 
 @dataclass
@@ -44,7 +49,7 @@ class SingleInversion(StampingRepair):
     """
 
     repeat: int = 0
-    knowledge: Knowledge = field(default=Knowledge("weights", target=True, rule=True, size=True), init=False)
+    knowledge: Knowledge = field(default=TRIGGER_KNOWLEDGE, init=False)
 
     def invert(self, view: DefenderView) -> Tensor:
         """Return the inverted trigger (3, h, w); one view's model is inverted once for each `repeat`."""
@@ -58,8 +63,54 @@ class SingleInversion(StampingRepair):
         return view.once(self, invert)
 
     def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
-        """Return the stamping of the inverted trigger."""
-        return [retrain.stamping(retrain.constant(self.invert(view)))], {}
+        """Return the stamping of the inverted trigger, and its ASR on the clean images."""
+        trigger = self.invert(view)
+        (rate,) = success.asr_of_triggers(
+            view.model, view.clean.images, view.clean.labels, trigger[None], view.target, images_per_trigger=256,
+            seed=devices.derive_seed(view.seed, "judged inversion"), precision=view.precision,
+        ).tolist()  # fmt: skip
+        return [retrain.stamping(retrain.constant(trigger))], {"inverted": rate} | _failure(rate)
+
+
+@dataclass
+class RestartedInversion(StampingRepair):
+    """The fair baseline: many inversions by Adam from random starts (`inversion.invert_triggers`).
+
+    Attributes:
+        restarts: number of starts.
+        keep: `best` stamps the trigger with the highest ASR on held-out images; `all` one of all that succeed for each
+            image, a poor man's distribution.
+    """
+
+    restarts: int = 32
+    keep: Literal["best", "all"] = "best"
+    knowledge: Knowledge = field(default=TRIGGER_KNOWLEDGE, init=False)
+
+    def invert(self, view: DefenderView) -> tuple[Tensor, Tensor]:
+        """Return the triggers (restarts, 3, h, w), best first, and their ASR; once for one view's model."""
+
+        def invert() -> tuple[Tensor, Tensor]:
+            return inversion.invert_triggers(
+                view.model, view.clean.images, view.clean.labels, view.target, restarts=self.restarts, size=view.size,
+                seed=devices.derive_seed(view.seed, "inversion with restarts"), precision=view.precision,
+            )  # fmt: skip
+
+        return view.once(f"RestartedInversion.invert {self.restarts}", invert)
+
+    def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
+        """Return the stamping of the triggers that are kept; the best ASR, and how many succeed."""
+        triggers, rates = self.invert(view)
+        succeed = int((rates >= SUCCEEDS).sum())
+        kept = triggers[: max(1, succeed)] if self.keep == "all" else triggers[:1]
+        about = {"inverted": float(rates[0]), "restarts": self.restarts, "succeed": succeed}
+        return [retrain.stamping(retrain.choice(kept))], about | _failure(about["inverted"])
+
+
+def _failure(rate: float) -> dict:
+    """Return `failed`, a text, if an inverted trigger has so low an ASR."""
+    if rate >= SUCCEEDS:
+        return {}
+    return {"failed": f"no inverted trigger succeeds: the best has an ASR of {rate:.0%} on clean images"}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from mesa_lib.defenses.base import Detector, Filter, Reformer, Repairer, describe_method
-from mesa_lib.defenses.controls import FineTuning, RandomTriggersRepair, SingleInversion
+from mesa_lib.defenses.controls import FineTuning, RandomTriggersRepair, RestartedInversion, SingleInversion
 from mesa_lib.defenses.deepinspect import DeepInspect
 from mesa_lib.defenses.df_tnd import DFTND
 from mesa_lib.defenses.dl_tnd import DLTND
@@ -43,6 +43,8 @@ REPAIRERS: dict[str, Callable[[], Repairer]] = {
     "random binary": partial(RandomTriggersRepair, "binary"),
     "random mixed": partial(RandomTriggersRepair, "mixed"),
     "single inversion": SingleInversion,
+    "best inversion": RestartedInversion,
+    "all inversions": partial(RestartedInversion, keep="all"),
     "MESA": MESARepair,
     "MESA rounds": RepairRounds,
     "pruning": Pruning,

@@ -19,7 +19,7 @@ from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.experiments.trained import TrainedModel, seconds
 
 #: repairs that the benchmark leaves to the pipeline's table: more controls, and rounds, which cost several repairs
-PIPELINE_ONLY = ("random uniform", "random binary", "MESA rounds")
+PIPELINE_ONLY = ("random uniform", "random binary", "all inversions", "MESA rounds")
 
 
 class DefenseEvaluation:

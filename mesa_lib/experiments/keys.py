@@ -4,6 +4,8 @@ A configuration holds every parameter that matters for a stage, those of the sta
 of files (images, checkpoint, trigger) instead of their paths.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mesa_lib import store
@@ -32,11 +34,19 @@ def trigger_config(trigger: Tensor) -> list:
     return [list(trigger.shape), [round(value, 6) for value in trigger.flatten().tolist()]]
 
 
-def attack_config(p: Params, fingerprint: str, trigger: Tensor, revision: int) -> dict:
-    """Return the configuration of the attacked model; revision: of the attack (`attacks.Attack`)."""
+def attack_config(p: Params, fingerprint: str, triggers: Sequence[Tensor], revision: int) -> dict:
+    """Return the configuration of the attacked model.
+
+    Args:
+        triggers: the attacker's trigger, and those of `more_triggers`.
+        revision: of the attack (`attacks.Attack`).
+    """
     names = ("attack", "start", "target", "poison_rate", "attack_lr", "schedule", "retrain_augment", "seed")
     config = {name: getattr(p, name) for name in names}
-    config |= {"clean": clean_config(p, fingerprint), "trigger": trigger_config(trigger), "revision": revision}
+    config |= {"clean": clean_config(p, fingerprint), "trigger": trigger_config(triggers[0]), "revision": revision}
+    if p.attack == "covered":
+        config |= {"cover": p.cover, "cover_rate": p.cover_rate}
+        config |= {"more_triggers": [trigger_config(trigger) for trigger in triggers[1:]]}
     if p.start == "clean":
         return config | {"attack_epochs": p.attack_epochs}
     if p.checkpoint:  # the settings of training from scratch are not in the key of the clean model

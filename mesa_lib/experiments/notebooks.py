@@ -21,7 +21,8 @@ from papermill.exceptions import PapermillExecutionError
 
 from mesa_lib import store
 from mesa_lib.evaluation import metrics
-from mesa_lib.experiments import kernels
+from mesa_lib.experiments import kernels, results
+from mesa_lib.experiments.ahead import trained_ahead
 from mesa_lib.experiments.params import Params
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
@@ -29,6 +30,8 @@ from mesa_lib.store import paths
 SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
 #: one attacked model under every defense of the benchmark: what the benchmark's sweeps run
 VICTIM_NOTEBOOK = "one_victim"
+#: the attacks that the series is about: patches at random locations, without and with cover samples
+RANDOM_LOCATION = ("patch", "covered")
 
 
 class SeriesFailed(RuntimeError):
@@ -59,8 +62,12 @@ def declared_parameters(source: Path, p: Params) -> dict:
         ValueError: if the notebook is about random-location patches and `p` has another attack.
     """
     declared = papermill.inspect_notebook(str(source))
-    if p.attack != "patch" and "attack" not in declared:
-        raise ValueError(f"attack = {p.attack!r}: {source.name} is about patches at a random location; expected patch")
+    allowed = RANDOM_LOCATION if "attack" in declared else RANDOM_LOCATION[:1]
+    if p.attack not in allowed and source.stem != VICTIM_NOTEBOOK:
+        raise ValueError(
+            f"attack = {p.attack!r}: {source.name} is about patches at a random location; "
+            f"expected {' or '.join(allowed)}"
+        )
     return {name: value for name, value in p.model_dump().items() if name in declared}
 
 
@@ -85,7 +92,9 @@ def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None
         SeriesFailed: if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
     """
     out = out or paths.runs() / "series" / series_folder(p)
-    sources = run_notebooks(p, names, out)
+    needs_tables = notebook_path(names[-1]).stem == SERIES[-1]
+    with trained_ahead(p) if needs_tables else contextlib.nullcontext({}) as environment:
+        sources = run_notebooks(p, names, out, environment=environment)
     if sources[-1].stem == SERIES[-1]:
         write_result(p, out)
     return out
@@ -265,11 +274,12 @@ def save_figures(book: nbformat.NotebookNode, folder: Path, stem: str) -> None:
 
 
 def write_result(p: Params, out: Path) -> None:
-    """Write result.json and table.csv from the report that the last notebook left in the artifact store."""
-    report = Pipeline(p).report()
-    content = {"params": p.model_dump(), "rows": report.result["rows"], "made": report.made}
+    """Write result.json and table.csv from the reports that the last notebook left in the artifact store."""
+    reports = results.reports(Pipeline(p))
+    rows = [{"attack": attack, **row} for attack, report in reports.items() for row in report.result["rows"]]
+    content = {"params": p.model_dump(), "rows": rows, "made": reports[p.attack].made}
     store.write_atomic(out / "result.json", json.dumps(content, indent=1))
-    store.write_atomic(out / "table.csv", metrics.table(report.result["rows"]).to_csv(index=False))
+    store.write_atomic(out / "table.csv", metrics.table(rows).to_csv(index=False))
 
 
 def parameter_reference() -> str:

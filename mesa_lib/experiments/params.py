@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from mesa_lib import device as devices
 from mesa_lib.attacks import ATTACKS
+from mesa_lib.attacks.badnets import COVERS
 from mesa_lib.data import trigger_spec
 from mesa_lib.experiments.parameter_files import brief, parse_value, read_yaml
 from mesa_lib.settings import Augmentation, Checked, Count, Number, RepairSettings, Settings
@@ -67,6 +68,11 @@ class AttackedModelSettings(Checked):
     )
     trigger: str = Field("bw:170", description="bw:NUMBER, color:NUMBER or file:PATH")
     target: Count = Field(0, ge=0, description="the attacker's target class")
+    cover: Literal[COVERS] = Field(
+        "mixed", description="patches on cover samples (attack covered): a family of random ones, or near"
+    )
+    cover_rate: Number = Field(0.3, gt=0, lt=1, description="fraction of images that are cover samples")
+    more_triggers: str = Field("", description="further triggers of the attack covered, with commas between")
     start: Literal["clean", "scratch"] = Field("clean", description="attack the clean model, or train from scratch")
     poison_rate: Number = Field(0.1, gt=0, lt=1, description="fraction of training images poisoned")
     attack_epochs: Count = Field(40, ge=1, description="epochs of the attack (from scratch: clean_epochs)")
@@ -77,6 +83,15 @@ class AttackedModelSettings(Checked):
     def _check_attack_name(cls, value: Any) -> Any:
         if isinstance(value, str) and value in RENAMED_ATTACKS:
             raise ValueError(f"this attack was renamed; write {RENAMED_ATTACKS[value]}")
+        return value
+
+    @field_validator("more_triggers")
+    @classmethod
+    def _check_more_triggers(cls, value: str) -> str:
+        for spec in filter(None, value.split(",")):
+            if spec.strip().startswith("file:"):
+                raise ValueError(f"{spec.strip()}: expected triggers by number, such as bw:97,color:1")
+            _parse_trigger(spec.strip())
         return value
 
     @field_validator("trigger")
@@ -95,8 +110,12 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
     search_candidates: Count = Field(1024, ge=32, description="random triggers that a trigger search starts from")
     search_generations: Count = Field(12, ge=0, description="generations of a trigger search")
     inversion_repeats: Count = Field(3, ge=1, description="how often the inversion of a single trigger is repeated")
+    inversion_restarts: Count = Field(32, ge=1, description="starts of the best inversion, and of all inversions")
     compare_triggers: str = Field(
         "bw:97", description="other triggers whose distributions are drawn beside; empty: none"
+    )
+    compare_attack: Literal[("", *ATTACKS)] = Field(
+        "covered", description="another attack that the series shows beside the first; empty: none"
     )
     defense_kinds: str = Field(",".join(DEFENSE_KINDS), description="kinds of defenses that the benchmark runs")
     detector_search: Literal["short", "full"] = Field(
@@ -128,7 +147,8 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
 
         `detector_search` is no part of it either: where it matters, the methods' settings are.
         """
-        values = self.model_dump(exclude={"data_dir", "compare_triggers", "detector_search"})
+        shown_beside = {"compare_triggers", "compare_attack"}
+        values = self.model_dump(exclude={"data_dir", "detector_search"} | shown_beside)
         files = {"checkpoint": "given"} if self.checkpoint else {}
         files |= {"trigger": "file"} if self.trigger.startswith("file:") else {}
         return values | files

@@ -29,8 +29,7 @@ from mesa_lib.training import BatchTransform
 
 __all__ = ["CONTROLS", "Pipeline", "TrainedModel"]
 
-#: the size that defenders assume where the trigger is not a patch
-PATCH_SIZE = (3, 3)
+PATCH_SIZE = (3, 3)  # what defenders assume where the trigger is not a patch
 
 
 class Pipeline:
@@ -46,6 +45,7 @@ class Pipeline:
         self.p = p
         self.device = devices.pick_device(p.device)
         self.trigger = trigger_spec.parse_trigger(p.trigger)
+        self.more_triggers = [trigger_spec.parse_trigger(spec.strip()) for spec in p.more_triggers.split(",") if spec]
         self._loaded, self._searches = data, SearchCache()
 
     @cached_property
@@ -69,7 +69,10 @@ class Pipeline:
     def attack(self) -> attacks.Attack:
         """The attack, ready to be planted."""
         p, size = self.p, (self.p.image_size, self.p.image_size)
-        spec = attacks.AttackSpec(self.trigger, p.target, len(self.data.classes), size, p.poison_rate, p.seed)
+        spec = attacks.AttackSpec(
+            self.trigger, p.target, len(self.data.classes), size, p.poison_rate, p.seed, p.cover, p.cover_rate,
+            self.more_triggers,
+        )  # fmt: skip
         attack = attacks.build_attack(p.attack, spec)
         if attack.trained_start and p.start == "scratch":
             raise ValueError(
@@ -97,7 +100,14 @@ class Pipeline:
 
     def identity(self) -> dict:
         """Return what the run is about, by content: images, trigger, checkpoint, all settings up to the attack."""
-        return keys.attack_config(self.p, self.data.fingerprint, self.trigger, self.attack.revision)
+        triggers = [self.trigger, *self.more_triggers]
+        return keys.attack_config(self.p, self.data.fingerprint, triggers, self.attack.revision)
+
+    @cached_property
+    def compared(self) -> "Pipeline | None":
+        """The pipeline of `compare_attack`, with all else equal; None if there is none, or if it is this attack."""
+        other = self.p.compare_attack
+        return None if other in ("", self.p.attack) else Pipeline(self.p.replace(attack=other), self.data)
 
     # --- models ------------------------------------------------------------------------------------------
 
@@ -250,6 +260,7 @@ class Pipeline:
             return result.model.state_dict(), {"history": result.history} | result.about | saved
 
         artifact = store.train_or_load("repaired", config | described, make, self.device)
+        repairs.warn_if_failed(repairs.row_name(name, repeat), artifact.result)
         return self.restore(artifact, None if name == repairs.ON_CLEAN_MODEL else self.attack.wrap)
 
     # --- what is measured --------------------------------------------------------------------------------
@@ -268,17 +279,21 @@ class Pipeline:
         return store.train_or_load("measured", config, make, self.device).result
 
     def table(self, controls: Iterable[str] = CONTROLS) -> list[dict]:
-        """Return the before/after table: a row for each model, and one for each repeat of the single inversion."""
+        """Return the before/after table: a row for each model, and one for each repeat of the single inversion.
+
+        A row whose repair had nothing to stamp that succeeds has a text `failed`.
+        """
         rows = [{"model": "clean model", "triggers stamped": "", **self.measured(self.clean())}]
         rows.append({"model": "attacked", "triggers stamped": "", **self.measured(self.attacked())})
         for name in controls:
-            several = name == "single inversion"
-            for repeat in range(self.p.inversion_repeats if several else 1):
-                row = {"model": f"{name} {repeat + 1}" if several else name, "triggers stamped": CONTROLS[name]}
-                rows.append(row | self.measured(self.repaired(name, repeat)))
+            for repeat in range(self.p.inversion_repeats if name == "single inversion" else 1):
+                repaired = self.repaired(name, repeat)
+                rows.append(repairs.row_head(name, repeat, repaired.about) | self.measured(repaired))
         return rows
 
     def report(self) -> store.Artifact:
         """Return the artifact of the table with all parameters: the result of the series of notebooks."""
         config = {"params": self.p.model_dump(), "attacked": self.identity(), "rows": CONTROLS}
-        return store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)
+        report = store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)
+        repairs.warn_of_rows(report.result["rows"])
+        return report

@@ -1,9 +1,16 @@
 """All repairs by name, with the settings of the parameters: the controls of the table, and those of the registry."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 from mesa_lib.defenses.base import Repairer, RepairResult, describe_method
-from mesa_lib.defenses.controls import FineTuning, IdealRepair, RandomTriggersRepair, SingleInversion
+from mesa_lib.defenses.controls import (
+    FineTuning,
+    IdealRepair,
+    RandomTriggersRepair,
+    RestartedInversion,
+    SingleInversion,
+)
 from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
@@ -20,6 +27,8 @@ CONTROLS = {
     "random binary": "every channel 0 or 1",
     "random mixed": "one of four random families each",
     "single inversion": "a single trigger inverted by SGD",
+    "best inversion": "the best of many inverted triggers",
+    "all inversions": "all of these inverted triggers that succeed",
     "MESA": "samples of the trigger distribution",
     "MESA rounds": "samples of the trigger distribution, until a residual check is clear",
     "ideal": "the attacker's own trigger",
@@ -36,6 +45,29 @@ def check_name(name: str) -> None:
         raise ValueError(f"repair = {name!r}: expected one of {', '.join(names)}")
 
 
+def row_name(name: str, repeat: int) -> str:
+    """Return the name of a repair in tables: repeats of the single inversion are counted from 1."""
+    return f"{name} {repeat + 1}" if name == "single inversion" else name
+
+
+def row_head(name: str, repeat: int, about: dict) -> dict:
+    """Return the texts of a repair's row in the table; `failed` if the repair says so."""
+    head = {"model": row_name(name, repeat), "triggers stamped": CONTROLS[name]}
+    return head | ({"failed": about["failed"]} if "failed" in about else {})
+
+
+def warn_of_rows(rows: list[dict]) -> None:
+    """Warn of all rows that say `failed`."""
+    for row in rows:
+        warn_if_failed(row["model"], row)
+
+
+def warn_if_failed(name: str, result: dict) -> None:
+    """Warn, once in a process, if a repair says that nothing it stamped succeeds; whether it was done now or loaded."""
+    if "failed" in result:
+        warnings.warn(f"{name}: {result['failed']}", stacklevel=1)
+
+
 def trigger_search(p: Params) -> TriggerSearch:
     """Return the search of the residual checks."""
     return TriggerSearch(candidates=p.search_candidates, generations=p.search_generations)
@@ -44,12 +76,15 @@ def trigger_search(p: Params) -> TriggerSearch:
 def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
     """Return what a repair depends on, besides the attacked model, the defender and the settings of retraining."""
     if name in ("MESA", ON_CLEAN_MODEL):
-        return {"modeling": p.modeling_settings().model_dump(), "beta": beta}
+        search = describe_method(trigger_search(p))
+        return {"modeling": p.modeling_settings().model_dump(), "beta": beta, "search": search}
     if name == "MESA rounds":
         checks = {"rounds": p.rounds, "clear_below": p.clear_below, "search": describe_method(trigger_search(p))}
         return {"modeling": p.modeling_settings().model_dump()} | checks
     if name == "single inversion":
         return {"repeat": repeat}
+    if name in ("best inversion", "all inversions"):
+        return {"restarts": p.inversion_restarts}
     return {} if name in CONTROLS else {"method": describe_method(repairers(p.detector_search)[name]())}
 
 
@@ -72,8 +107,11 @@ def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> R
             return SingleInversion(repeat)
         case "ideal":
             return IdealRepair(pipeline.backdoor.apply)
+        case "best inversion" | "all inversions":
+            return RestartedInversion(p.inversion_restarts, "best" if name.startswith("best") else "all")
         case "MESA" | "clean model, repaired":
-            return MESARepair(p.modeling_settings(), beta=beta, fitted=pipeline.distribution()[0])
+            fitted = pipeline.distribution()[0]
+            return MESARepair(p.modeling_settings(), beta=beta, fitted=fitted, search=trigger_search(p))
         case "MESA rounds":
             first = pipeline.repaired("MESA")
             return RepairRounds(

@@ -29,6 +29,12 @@ SAMPLES, TRIED_SAMPLES = 2000, 200
 TIMED_REPAIRS = {"repair": "MESA", "rounds": "MESA rounds"}
 
 
+def reports(pipeline: Pipeline) -> dict[str, store.Artifact]:
+    """Return, by attack, the before/after table of a pipeline, and of the attack that is shown beside it."""
+    pipelines = [pipeline, pipeline.compared] if pipeline.compared else [pipeline]
+    return {shown.p.attack: shown.report() for shown in pipelines}
+
+
 # --- one run ---------------------------------------------------------------------------------------------
 
 

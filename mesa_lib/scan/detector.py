@@ -75,7 +75,7 @@ class ScanDetector(MESA):
     """
 
     screening: ScanScreening = field(default_factory=ScanScreening)
-    settings: Settings = Settings(betas=(0.9,))
+    settings: Settings = Settings(betas=(0.9,), hinge_scale="probability")
     max_specs: int = 3
     above: float = 0.0
     repair_modeling: Settings = Settings()

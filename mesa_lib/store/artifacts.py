@@ -32,7 +32,7 @@ from mesa_lib.store.files import digest, sync
 from mesa_lib.store.locks import lock
 
 #: part of every key; to be raised with every change of the code that changes results
-VERSION = 5
+VERSION = 6
 TENSORS = "tensors.safetensors"
 
 

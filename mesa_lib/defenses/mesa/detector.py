@@ -12,6 +12,7 @@ from mesa_lib import device as devices
 from mesa_lib import staircase
 from mesa_lib.defenses.base import DefenderView, Detector, Knowledge, Verdict, anomaly_index
 from mesa_lib.defenses.mesa.screening import (
+    SCREENING,
     SQUARES,
     LocationScreening,
     PatchSpec,
@@ -28,8 +29,8 @@ from mesa_lib.settings import Settings
 __all__ = ["MESA", "DetectionResult", "SearchObserver", "any_location", "any_size", "known_size"]
 
 #: settings of a short search, which takes a quarter of the time of a full one
-SHORT_SCREENING = Settings(betas=(0.9,), steps=30, triggers_per_step=8)
-SHORT_MODELING = Settings(steps=75, triggers_per_step=32)
+SHORT_SCREENING = SCREENING.replace(steps=30, triggers_per_step=8)
+SHORT_MODELING = Settings(steps=75, triggers_per_step=32, hinge_scale="probability")
 
 
 @dataclass
@@ -64,7 +65,7 @@ class MESA(Detector):
     """
 
     screening: Screening = field(default_factory=Screening)
-    settings: Settings = Settings()
+    settings: Settings = Settings(hinge_scale="probability")
     suspect_above: float = 0.1
     max_suspects: int = 3
     max_specs: int = 2

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from mesa_lib import device as devices
 from mesa_lib import retrain, staircase
 from mesa_lib.defenses.base import DefenderView, Knowledge, StampingRepair
+from mesa_lib.defenses.controls import SUCCEEDS
 from mesa_lib.defenses.mesa.detector import MESA, any_location, any_size
 from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch, rate_of_best
 from mesa_lib.distribution import TriggerDistribution
-from mesa_lib.retrain import ImageTransform
+from mesa_lib.retrain import ImageTransform, TriggerSource
 from mesa_lib.settings import Settings
 
 #: what the paper's defender knows: weights, target class, stamping rule and trigger size
@@ -19,15 +23,20 @@ PAPER_KNOWLEDGE = Knowledge("weights", target=True, rule=True, size=True)
 class MESARepair(StampingRepair):
     """The paper's repair, with target and size known: model the staircase for the target class, retrain on samples.
 
+    Levels whose samples miss their beta on held-out images are left out, and `failed` says so in the result. If all of
+    them do, the repair goes on with a trigger search, and stamps what it finds.
+
     Attributes:
         settings: of the modeling.
         beta: the level whose samples are stamped; None: the mixture of all levels.
         fitted: a distribution of the target class; None: it is modeled.
+        search: the trigger search, where no level is reached.
     """
 
     settings: Settings = Settings()
     beta: float | None = None
     fitted: TriggerDistribution | None = field(default=None, repr=False)
+    search: TriggerSearch = TriggerSearch()
     knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
 
     def model(self, view: DefenderView) -> TriggerDistribution:
@@ -43,11 +52,38 @@ class MESARepair(StampingRepair):
         return view.once(f"MESARepair.model {self.settings!r}", fit)
 
     def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
-        """Return the transform that stamps samples."""
+        """Return the transform that stamps what `source` gives."""
+        source, about = self.source(view)
+        return [retrain.stamping(source)], about
+
+    def source(self, view: DefenderView) -> tuple[TriggerSource, dict]:
+        """Return what is stamped: samples, or what a search finds; and which levels missed their beta."""
         distribution = self.fitted or self.model(view)
         if self.beta is not None:
             distribution = distribution.at(self.beta)
-        return [retrain.stamping(distribution.sample)], {}
+        missed = distribution.missed
+        if not missed:
+            return distribution.sample, {}
+        said = ", ".join(f"{v.success:.0%} at beta {v.beta}" for v in distribution.levels if not v.reached)
+        failed = f"samples miss their level on held-out images ({said})"
+        if len(missed) < len(distribution.levels):
+            return distribution.reached().sample, {"missed": missed, "failed": failed}
+        found, rate = view.once(f"MESARepair.searched {self.search!r}", lambda: self.searched(view))
+        failed += f"; a trigger search found {rate:.0%}"
+        failed += ": nothing that succeeds is known" if found is None else ", what it found is stamped"
+        source = distribution.sample if found is None else retrain.jitter(found)
+        return source, {"missed": missed, "failed": failed}
+
+    def searched(self, view: DefenderView) -> tuple[Tensor | None, float]:
+        """Return the best triggers that a search finds, None if they do not succeed, and the ASR of the best."""
+        clean, options = view.clean, {"precision": view.precision}
+        triggers, rates = self.search.run(
+            view.model, clean.images, clean.labels, view.target, size=view.size,
+            seed=devices.derive_seed(view.seed, "search"), **options,
+        )  # fmt: skip
+        seed = devices.derive_seed(view.seed, "best trigger")
+        best = rate_of_best(view.model, clean.images, clean.labels, view.target, triggers, seed=seed, **options)
+        return (triggers[rates >= rates[0] / 2] if best >= SUCCEEDS else None), best
 
 
 def stamp_detected(

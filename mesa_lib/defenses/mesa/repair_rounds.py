@@ -46,7 +46,8 @@ class RepairRounds(Repairer):
     """Repair, check, and repair again with what the check found, until it finds nothing.
 
     The first round is `MESARepair`. Each check models a new generator for the highest level, with the hinge on log F;
-    the next round stamps its samples, those of all rounds before, and triggers near those that searches found. (On
+    the next round stamps what the first one did, the samples of new generators that succeed, and triggers near those
+    that searches found. (On
     clean models a search finds something, too: results/repair-rounds.json.)
 
     Attributes:
@@ -73,9 +74,10 @@ class RepairRounds(Repairer):
         the best trigger of the search (3 h w numbers).
         """
         distribution = self.first or MESARepair(self.settings).model(view)
-        result = self.first_repair or MESARepair(self.settings, fitted=distribution).repair(view)
+        first = MESARepair(self.settings, fitted=distribution, search=self.search)
+        result = self.first_repair or first.repair(view)
         model, history, records = result.model, list(result.history), []
-        sampled, searched = [distribution.sample], []
+        sampled, searched = [first.source(view)[0]], []
         for number in range(self.rounds):
             if number:
                 model = copy.deepcopy(model)
@@ -86,10 +88,12 @@ class RepairRounds(Repairer):
             records.append(record | {"best": [round(value, 3) for value in triggers[0].flatten().tolist()]})
             if record["clear"]:
                 break
-            sampled.append(distribution.sample)
+            if check.sampled >= self.clear_below:
+                sampled.append(distribution.sample)
             if check.searched >= self.clear_below:
                 searched.append(jitter(triggers))
-        return RepairResult(model, history, {"rounds": records})
+        failed = {} if records[-1]["clear"] else {"failed": "the last residual check still finds a trigger"}
+        return RepairResult(model, history, {"rounds": records} | failed)
 
     def check(
         self, view: DefenderView, model: nn.Module, stamped: TriggerSource, number: int

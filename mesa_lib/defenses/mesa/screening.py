@@ -24,6 +24,8 @@ from mesa_lib.settings import Settings
 Size = tuple[int, int]
 #: what a defender tries who does not know the trigger size
 SQUARES: tuple[Size, ...] = ((2, 2), (3, 3), (4, 4), (5, 5))
+#: with the hinge on F itself, for which the thresholds of the detectors were fixed
+SCREENING = Settings(betas=(0.9,), steps=60, triggers_per_step=16, hinge_scale="probability")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Screening(Detector):
             of the method's knowledge.
     """
 
-    settings: Settings = Settings(betas=(0.9,), steps=60, triggers_per_step=16)
+    settings: Settings = SCREENING
     above: float = 0.5
     sizes: tuple[Size, ...] | None = None
     knowledge: Knowledge = field(init=False)

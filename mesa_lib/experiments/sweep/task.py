@@ -73,6 +73,8 @@ class Task:
         about = {"params": p.content(), "run": pipeline.identity(), "notebooks": list(books)}
         if any(name.startswith("03") for name in books):  # the only notebook that shows other triggers as well
             about["compare_triggers"] = p.compare_triggers
+        if any(name[:2] in ("01", "04") for name in books):
+            about["compare_attack"] = p.compare_attack
         if notebooks.VICTIM_NOTEBOOK in books:
             about["methods"] = registry.method_settings(p.defense_kinds.split(","), p.detector_search)
         key = store.config_key(about)
@@ -156,7 +158,7 @@ def run_task(task: Task, threads: int | None = None) -> None:
         link(folder / "artifacts" / name, artifact)
     store.write_atomic(folder / "table.csv", metrics.table(result["rows"]).to_csv(index=False))
     about = {"key": task.key, "sweep": task.sweep, "own": file_names(task.cell), "notebooks": list(task.notebooks)}
-    about |= {"params": file_names(p.model_dump(exclude={"data_dir", "compare_triggers"}))}
+    about |= {"params": file_names(p.model_dump(exclude={"data_dir", "compare_triggers", "compare_attack"}))}
     content = about | result | {"task_seconds": round(time.monotonic() - start, 1)}
     store.write_atomic(folder / "result.json", json.dumps(content, allow_nan=False))  # last: this makes it done
 

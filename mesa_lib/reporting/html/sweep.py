@@ -16,7 +16,8 @@ from mesa_lib.store import paths
 
 #: the ASR columns: rows of the results table
 ASR_COLUMNS = ("clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed",
-               "single inversion", "MESA", "ideal", "clean model, repaired")  # fmt: skip
+               "single inversion", "best inversion", "all inversions", "MESA", "ideal",
+               "clean model, repaired")  # fmt: skip
 #: the columns of a summary beside those of the grid: title -> (row of the results table, measure)
 COLUMNS = {name: (name, "asr") for name in ASR_COLUMNS} | {
     "accuracy before": ("attacked", "clean_accuracy"),
@@ -49,6 +50,8 @@ def summary_row(task: Task, published: dict | None = None, message: str = "") ->
             row[f"samples, {name}"] = round(100 * sample["asr"], 1)
         row |= {f"{name} s": seconds for name, seconds in result["seconds"].items()}
         row["task s"] = result.get("task_seconds")
+        warnings = [f"{r['model']}: {r['failed']}" for r in result["rows"] if "failed" in r]
+        row |= {"warnings": "; ".join(warnings)} if warnings else {}
     return row | {"message": message}
 
 

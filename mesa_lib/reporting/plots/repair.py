@@ -22,24 +22,28 @@ TRIGGER_ROWS = {
 }
 
 
-def asr_by_control(rows: list[dict]) -> Figure:
+def asr_by_control(tables: dict[str, list[dict]]) -> Figure:
     """Return the ASR of the original trigger on each model, with 95% CIs; the dotted line is the clean model's.
 
     Args:
-        rows: of the before/after table (`Pipeline.table`), each with `model` and `asr`; one is `clean model`.
+        tables: attack -> rows of its before/after table (`Pipeline.table`), each with `model` and `asr`; one is
+            `clean model`. All tables have the same models.
     """
-    names = [row["model"] for row in rows]
-    rates, low, high = (np.array([row["asr"][key] for row in rows]) for key in ("rate", "low", "high"))
-    figure, axis = plt.subplots(figsize=(8, 0.36 * len(rows) + 1))
-    errors = np.abs(np.stack([rates - low, high - rates]))
-    colors = [color(name) for name in names]
-    axis.barh(names, 100 * rates, xerr=100 * errors, color=colors, error_kw={"linewidth": 1})
-    for y, (rate, end) in enumerate(zip(rates, high, strict=True)):
-        axis.text(100 * end + 1, y, f"{100 * rate:.1f}", va="center", fontsize=9)
-    axis.axvline(100 * rates[names.index("clean model")], color="black", ls=":", lw=1, label="clean-model ASR")
-    axis.invert_yaxis()
-    axis.set(xlabel="ASR of the original trigger (%), 95% CI", xlim=(0, 112))
-    axis.legend(fontsize=9, loc="lower right")
+    most = max(len(rows) for rows in tables.values())
+    figure, axes = panels(len(tables), len(tables), 8 / len(tables) ** 0.5, 0.36 * most + 1.2, sharey=True)
+    for axis, (attack, rows) in zip(axes, tables.items(), strict=True):
+        names = [row["model"] for row in rows]
+        rates, low, high = (np.array([row["asr"][key] for row in rows]) for key in ("rate", "low", "high"))
+        errors = np.abs(np.stack([rates - low, high - rates]))
+        colors = [color(name) for name in names]
+        axis.barh(names, 100 * rates, xerr=100 * errors, color=colors, error_kw={"linewidth": 1})
+        for y, (rate, end) in enumerate(zip(rates, high, strict=True)):
+            axis.text(100 * end + 1, y, f"{100 * rate:.1f}", va="center", fontsize=9)
+        axis.axvline(100 * rates[names.index("clean model")], color="black", ls=":", lw=1, label="clean-model ASR")
+        axis.set(xlabel="ASR of the original trigger (%), 95% CI", xlim=(0, 114))
+        axis.set_title(f"attack: {attack}", fontsize=11)
+    axes[0].invert_yaxis()
+    axes[-1].legend(fontsize=9, loc="lower right")
     return figure
 
 

@@ -15,6 +15,8 @@ COLORS = {
     "MESA": "#029e73",
     "ideal": "#cc78bc",
     "single inversion": "#de8f05",
+    "best inversion": "#b45f06",
+    "all inversions": "#f6b26b",
     "fine-tuning": "#ca9161",
     "random uniform": "#fbafe4",
     "random binary": "#949494",

@@ -24,16 +24,37 @@ def markdown(content: dict) -> str:
     """Return the README's table of a published sweep, followed by what it was made with and what it shows.
 
     One row per model, mean ± standard deviation over all runs; then one row per trigger, if there are several. MESA in
-    rounds has a row only where a run had a second round: elsewhere it is MESA's.
+    rounds has a row only where a run had a second round: elsewhere it is MESA's. Several attacks have a table each.
     """
-    runs = content["runs"]
+    by_attack: dict[str, list[dict]] = {}
+    for run in content["runs"]:
+        by_attack.setdefault(run["params"].get("attack", "patch"), []).append(run)
+    if len(by_attack) == 1:
+        return _markdown(content["runs"])
+    return "\n\n".join(f"Attack `{attack}`:\n\n{_markdown(runs)}" for attack, runs in by_attack.items())
+
+
+def _markdown(runs: Sequence[dict]) -> str:
+    """Return the table of one attack."""
     rows = model_names(runs)
     triggers = list(dict.fromkeys(run["trigger"] for run in runs))
     lines = model_table(runs, rows)
     lines += trigger_table(runs, rows, triggers) if len(triggers) > 1 else []
     lines += ["", changes(runs)] if len(runs) > 1 else []
     lines += ["", caption(runs, triggers), "", samples_line(runs), "", rounds_line(runs)]
-    return "\n".join(lines)
+    failed = failures(runs)
+    return "\n".join([*lines, "", failed] if failed else lines)
+
+
+def failures(runs: Sequence[dict]) -> str:
+    """Return in how many runs the result of a repair says that its triggers do not succeed; empty if in none."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        for row in run["rows"]:
+            if "failed" in row:
+                counts[row["model"]] = counts.get(row["model"], 0) + 1
+    parts = [f"{model} in {count} of {len(runs)} runs" for model, count in counts.items()]
+    return f"Triggers that do not succeed on held-out images, as the result says: {', '.join(parts)}." if parts else ""
 
 
 def model_names(runs: Sequence[dict]) -> list[str]:

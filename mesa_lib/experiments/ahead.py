@@ -1,0 +1,55 @@
+"""Train the attack that is shown beside the first in a process of its own, while the notebooks work on the first.
+
+The process does what the last notebook asks for, and the artifact store hands it over: each artifact is made once, and
+whoever needs it meanwhile waits. The notebooks come to the same results without it, later.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from mesa_lib import device as devices
+from mesa_lib.experiments import params
+from mesa_lib.experiments.params import Params
+from mesa_lib.experiments.pipeline import Pipeline
+
+#: environment variable by which libraries take their number of threads
+THREADS = "OMP_NUM_THREADS"
+
+
+@contextlib.contextmanager
+def trained_ahead(p: Params) -> Iterator[dict[str, str]]:
+    """Work ahead inside the context, if there are cores for it; give the environment for the process beside it.
+
+    With two processes each has half of the cores. On a GPU, and with a single core, nothing is done.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = {THREADS: str(min(torch.get_num_threads(), max(1, cores // 2)))}
+    if cores < 2 or Pipeline(p).compared is None or devices.pick_device(p.device).type != "cpu":
+        yield {}
+        return
+    command = [sys.executable, "-m", "mesa_lib.experiments.ahead", json.dumps(p.model_dump())]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=os.environ | threads | {"MESA_BATCH": "1"}, **quiet)
+    try:
+        yield threads
+    finally:
+        process.terminate()  # whatever it has not finished, the notebooks made themselves
+        process.wait()
+
+
+def main(values: str) -> None:
+    """Train everything that the table of the compared attack needs."""
+    devices.keep_memory()
+    compared = Pipeline(params.check(json.loads(values))).compared
+    if compared is not None:
+        compared.report()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
