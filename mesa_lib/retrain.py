@@ -1,6 +1,8 @@
-"""The repair: retrain on clean images, a fraction of which carries triggers *with their true labels*.
+"""The repair: retrain on clean images, a fraction of which carries triggers that must not change the prediction.
 
-A repair and its controls differ only in where the triggers come from.
+A repair and its controls differ only in where the triggers come from. What a stamped image should be classified as is
+its true label, as in the paper, or (our default) what the model says of the image without the trigger: that costs less
+accuracy where clean images are few.
 """
 
 import copy
@@ -99,9 +101,14 @@ def retrain(
     model: nn.Module, images: Tensor, labels: Tensor, transform: ImageTransform | None, settings: RepairSettings, *,
     seed: int, precision: str = "auto", label: str = "repair",
 ) -> list[dict]:  # fmt: skip
-    """Retrain `model` in place on images of which a fraction is transformed (see `repair`); return the history."""
+    """Retrain `model` in place on images of which a fraction is transformed (see `repair`); return the history.
+
+    By distillation a transformed image gets the output of the original model on the image as it was. Without a
+    transform there would be nothing to learn; fine-tuning alone learns the labels.
+    """
     s = settings
-    teacher = copy.deepcopy(model).eval() if s.repair_loss == "distillation" else None
+    distilled = s.repair_loss == "distillation" and transform is not None
+    teacher = copy.deepcopy(model).eval() if distilled else None
     return training.train(
         model, images, labels, epochs=s.repair_epochs, lr=s.repair_lr, batch_size=s.batch_size, schedule=s.schedule,
         augment=s.retrain_augment, transform=None if transform is None else on_fraction(transform, s.repair_rate),

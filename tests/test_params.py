@@ -252,7 +252,7 @@ def test_no_setting_is_left_behind(name):
     """A parameter that is a setting of modeling or repair reaches it, and changes no other."""
     words = {"betas": "0.6", "generator": "plain", "noise": "uniform", "critic": "leaky", "hinge": "image",
              "placement": "batch", "gamma": "entropy", "hinge_scale": "probability", "schedule": "constant",
-             "retrain_augment": "none", "repair_loss": "distillation", "repair_statistics": "frozen"}  # fmt: skip
+             "retrain_augment": "none", "repair_loss": "labels", "repair_statistics": "frozen"}  # fmt: skip
     other = words[name] if name in words else getattr(Params(), name) * 2 or 3
     before, after = (
         p.modeling_settings().model_dump() | p.repair_settings().model_dump()

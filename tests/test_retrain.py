@@ -191,7 +191,7 @@ def test_fine_tuning_is_training_without_a_transform(toy):
 @pytest.mark.parametrize(
     "changes",
     [{"repair_rate": 0.6}, {"repair_epochs": 3}, {"repair_lr": 0.05}, {"schedule": "constant"},
-     {"retrain_augment": "none"}, {"batch_size": 24}, {"repair_loss": "distillation"},
+     {"retrain_augment": "none"}, {"batch_size": 24}, {"repair_loss": "labels"},
      {"repair_statistics": "frozen"}],
 )  # fmt: skip
 def test_every_setting_of_the_repair_matters(toy, changes):
@@ -204,10 +204,11 @@ def test_every_setting_of_the_repair_matters(toy, changes):
 
 
 def test_distillation_learns_the_outputs_of_the_model_before_the_repair_and_no_label(toy):
-    """Without stamps, and with frozen statistics, the model already has these outputs, and stays as it is."""
+    """On unchanged images, with frozen statistics, the model already has these outputs, and stays as it is."""
     settings = QUICK.replace(repair_loss="distillation", repair_statistics="frozen")
     network, wrong = model().eval(), torch.zeros_like(toy.labels)
-    tuned, history = retrain.repair(network, toy.images, wrong, None, settings, precision="float32")
+    unchanged = retrain.repair(network, toy.images, wrong, lambda images, rng: images, settings, precision="float32")
+    tuned, history = unchanged
     assert max(record["loss"] for record in history) < 1e-6
     for name, tensor in weights(network).items():
         assert torch.allclose(tensor, weights(tuned)[name], atol=1e-4), name
@@ -217,6 +218,14 @@ def test_distillation_learns_the_outputs_of_the_model_before_the_repair_and_no_l
         for labels in (toy.labels, wrong)
     )
     assert same(first, second) and not same(first, weights(network))
+
+
+def test_fine_tuning_alone_learns_the_labels_whatever_a_repair_learns(toy):
+    tuned = [
+        weights(retrain.repair(model(), toy.images, toy.labels, None, QUICK.replace(repair_loss=loss))[0])
+        for loss in ("distillation", "labels")
+    ]
+    assert same(*tuned)
 
 
 def test_the_label_of_a_repair_is_in_its_messages(toy):

@@ -131,7 +131,7 @@ DEFAULTS = {
     "alpha": 0.1, "betas": "0.9,0.8,0.5", "steps": 150, "triggers_per_step": 64, "modeling_lr": 1e-3, "hidden": 256,
     "noise_dim": 16, "generator": "skip", "noise": "gaussian", "critic": "linear", "critic_steps": 4,
     "hinge": "trigger", "images_per_trigger": 4, "trigger_noise": 0.1, "ema_rate": 0.01, "placement": "image",
-    "gamma": "equal", "hinge_scale": "probability", "patience": 0,
+    "gamma": "equal", "hinge_scale": "log", "patience": 0,
 }  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def test_presets_and_defaults_have_their_published_values():
     assert Settings().model_dump() == DEFAULTS and set(PRESETS) == {"official", "paper"}
     assert RepairSettings().model_dump() == {
         "repair_rate": 0.2, "repair_epochs": 10, "repair_lr": 0.02, "schedule": "onecycle", "retrain_augment": "crop",
-        "batch_size": 32,
+        "batch_size": 32, "repair_loss": "distillation", "repair_statistics": "updated",
     }  # fmt: skip
 
 

@@ -294,9 +294,10 @@ def test_a_record_holds_everything_of_a_run(empty_store, monkeypatch):
     pipeline = Pipeline(params.check(TINY | {"inversion_repeats": 2}))
     found = results.collect_results(pipeline)
     assert found == json.loads(json.dumps(results.collect_results(pipeline)))
-    assert set(found["levels"]) == {"beta 0.9", "beta 0.8", "beta 0.5"}
+    assert set(found["levels"]) == {"beta 0.9", "beta 0.8", "beta 0.5", "beta 0.9, alpha 0"}
     assert (
-        set(found["samples"]) == {*found["levels"], "mixture", "alpha 0"} and len(found["inverted_triggers_asr"]) == 2
+        set(found["samples"]) == {"beta 0.9", "beta 0.8", "beta 0.5", "mixture", "alpha 0"}
+        and len(found["inverted_triggers_asr"]) == 2
     )
     assert {"clean", "attack", "modeling", "repair", "rounds"} == set(found["seconds"])
     kept = found["triggers"]

@@ -12,6 +12,8 @@ from mesa_lib.experiments.params import RENAMED, RENAMED_ATTACKS
 
 #: what the files of today say of themselves
 FORMAT = 2
+#: what runs of format 1 did where a parameter came later: its default is another today
+BEFORE = {"repair_loss": "labels", "detector_search": "full"}
 #: names of values, wherever they stand
 KEYS = {
     "modelling": "modeling",

@@ -1,6 +1,6 @@
 """All repairs by name, with the settings of the parameters: the controls of the table, and those of the registry."""
 
-import warnings
+import logging
 from typing import TYPE_CHECKING
 
 from mesa_lib.defenses.base import Repairer, RepairResult, describe_method
@@ -16,6 +16,7 @@ from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.defenses.registry import REPAIRERS, repairers
 from mesa_lib.experiments.params import Params
+from mesa_lib.settings import Settings
 
 if TYPE_CHECKING:
     from mesa_lib.experiments.pipeline import Pipeline
@@ -34,13 +35,16 @@ CONTROLS = {
     "ideal": "the attacker's own trigger",
     "clean model, repaired": "samples of the trigger distribution, on the clean model",
 }
+_warned: set[str] = set()
+#: the highest level of MESA, modeled without the entropy term: what the entropy adds to the repair
+WITHOUT_ENTROPY = "MESA, highest level, alpha 0"
 #: the control that starts from the clean model: what the repair does to a model without a backdoor
 ON_CLEAN_MODEL = "clean model, repaired"
 
 
 def check_name(name: str) -> None:
     """Raise ValueError if there is no repair of this name."""
-    names = list(dict.fromkeys([*CONTROLS, *REPAIRERS]))
+    names = list(dict.fromkeys([*CONTROLS, *REPAIRERS, WITHOUT_ENTROPY]))
     if name not in names:
         raise ValueError(f"repair = {name!r}: expected one of {', '.join(names)}")
 
@@ -63,9 +67,11 @@ def warn_of_rows(rows: list[dict]) -> None:
 
 
 def warn_if_failed(name: str, result: dict) -> None:
-    """Warn, once in a process, if a repair says that nothing it stamped succeeds; whether it was done now or loaded."""
-    if "failed" in result:
-        warnings.warn(f"{name}: {result['failed']}", stacklevel=1)
+    """Log a warning, once in a process, if a repair says that nothing it stamped succeeds, done now or loaded."""
+    text = f"{name}: {result.get('failed')}"
+    if "failed" in result and text not in _warned:
+        _warned.add(text)
+        logging.getLogger("mesa_lib").warning(text)
 
 
 def trigger_search(p: Params) -> TriggerSearch:
@@ -73,11 +79,18 @@ def trigger_search(p: Params) -> TriggerSearch:
     return TriggerSearch(candidates=p.search_candidates, generations=p.search_generations)
 
 
+def without_entropy(p: Params) -> Settings:
+    """Return the settings of `WITHOUT_ENTROPY`."""
+    return p.modeling_settings(alpha=0.0, betas=p.betas[:1])
+
+
 def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
     """Return what a repair depends on, besides the attacked model, the defender and the settings of retraining."""
     if name in ("MESA", ON_CLEAN_MODEL):
         search = describe_method(trigger_search(p))
         return {"modeling": p.modeling_settings().model_dump(), "beta": beta, "search": search}
+    if name == WITHOUT_ENTROPY:
+        return {"modeling": without_entropy(p).model_dump(), "search": describe_method(trigger_search(p))}
     if name == "MESA rounds":
         checks = {"rounds": p.rounds, "clear_below": p.clear_below, "search": describe_method(trigger_search(p))}
         return {"modeling": p.modeling_settings().model_dump()} | checks
@@ -100,6 +113,10 @@ def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> R
     p = pipeline.p
     if name.startswith("random "):
         return RandomTriggersRepair(name.removeprefix("random "))
+    if name == WITHOUT_ENTROPY:
+        settings = without_entropy(p)
+        fitted = pipeline.distribution(alpha=settings.alpha, betas=settings.betas)[0]
+        return MESARepair(settings, fitted=fitted, search=trigger_search(p))
     match name:
         case "fine-tuning":
             return FineTuning()

@@ -17,6 +17,7 @@ from mesa_lib.evaluation import metrics
 from mesa_lib.experiments.benchmark import DefenseEvaluation
 from mesa_lib.experiments.migration import migrate
 from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.experiments.repairs import WITHOUT_ENTROPY
 from mesa_lib.store import paths
 
 #: how far a run went; `benchmark`: attacked, and every defense evaluated on it
@@ -71,6 +72,7 @@ def _measure(pipeline: Pipeline, through: Through) -> dict:
     if through == "repair":
         betas = pipeline.distribution()[0].betas
         result["levels"] = {f"beta {b}": pipeline.measured(pipeline.repaired("MESA", beta=b)) for b in betas}
+        result["levels"][f"beta {betas[0]}, alpha 0"] = pipeline.measured(pipeline.repaired(WITHOUT_ENTROPY))
         rounds = pipeline.repaired("MESA rounds").artifact.result["rounds"]
         result["rounds"] = [{k: v for k, v in record.items() if k != "best"} for record in rounds]
     result["seconds"] = {name: artifact.made["seconds"] for name, artifact in _timed(pipeline, through).items()}

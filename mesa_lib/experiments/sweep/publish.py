@@ -7,7 +7,7 @@ from typing import Any
 
 from mesa_lib import store
 from mesa_lib.experiments import params
-from mesa_lib.experiments.migration import FORMAT, migrate
+from mesa_lib.experiments.migration import BEFORE, FORMAT, migrate
 from mesa_lib.experiments.notebooks import VICTIM_NOTEBOOK
 from mesa_lib.experiments.sweep.grid import Sweep
 from mesa_lib.experiments.sweep.task import Task
@@ -46,17 +46,22 @@ def published_results(tasks: Sequence[Task], runs: dict[str, dict]) -> dict[str,
     A run of format 1 has a key of its time, when parameters had other names; it is the run of the task that has the
     same parameters and notebooks.
     """
-    migrated = {same_cell(run["params"], run["notebooks"]): run for run in runs.values() if run.get("migrated")}
+    migrated = {cell_of(run): run for run in runs.values() if run.get("migrated")}
     results = {task.key: runs.get(task.key) or migrated.get(same_cell(task.values, task.notebooks)) for task in tasks}
     return {key: run for key, run in results.items() if run}
+
+
+def cell_of(run: dict) -> str:
+    """Return the text of `same_cell` for a published run of format 1."""
+    return same_cell(BEFORE | run["params"], run["notebooks"])
 
 
 def same_cell(values: dict[str, Any], notebooks: Sequence[str]) -> str:
     """Return a text that is equal for equal parameters and notebooks; of files only the names are known."""
     p = params.check(values)
     named = p.content() | {"trigger": Path(p.trigger).name, "checkpoint": Path(p.checkpoint).name}
-    if VICTIM_NOTEBOOK in notebooks:  # the runs of format 1 knew no short search
-        named["detector_search"] = values.get("detector_search", "full")
+    if VICTIM_NOTEBOOK in notebooks:
+        named["detector_search"] = p.detector_search
     return store.canonical([named, list(notebooks)])
 
 
