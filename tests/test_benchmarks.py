@@ -196,6 +196,16 @@ def test_a_variant_is_measured_at_both_rates(tiny):
     assert 0 <= variant["samples"] <= 1 and variant["steps"] == 3 and variant["information"] > -1
 
 
+def test_the_loss_of_a_repair_is_measured_and_a_divergence_is_said(tiny, monkeypatch):
+    script, pipeline = importlib.import_module("repair_loss"), Pipeline(params.check(tiny))
+    monkeypatch.setattr(script, "IMAGES", {200: {"repair_epochs": 1, "batch_size": 50}})
+    changes = {"repair_loss": "labels", "repair_statistics": "updated", "repair_lr": 0.01}
+    row = script.measure(pipeline, 200, changes)
+    assert set(row) == {"clean_accuracy", "asr"} and row["clean_accuracy"]["images"] == 400
+    assert row == script.measure(pipeline, 200, changes) != script.measure(pipeline, 200, changes | {"repair_lr": 0.05})
+    assert script.measure(pipeline, 200, changes | {"repair_lr": 1e9}) == {"diverged": True}
+
+
 def test_every_round_has_the_check_beside_the_truth(tiny):
     script = importlib.import_module("repair_rounds")
     pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))

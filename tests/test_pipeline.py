@@ -81,7 +81,7 @@ CHANGES = {
     "rounds": (3, ROUNDS), "clear_below": (0.3, ROUNDS),
     "search_candidates": (65, SEARCHES), "search_generations": (2, SEARCHES),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
-    "repair_loss": ("distillation", REPAIRS), "repair_statistics": ("frozen", REPAIRS),
+    "repair_loss": ("labels", REPAIRS), "repair_statistics": ("frozen", REPAIRS),
     "inversion_restarts": (5, {"best inversion", "report"}),
     "inversion_repeats": (3, {"report"}), "detector_search": ("full", {"report"}), "compare_attack": ("", {"report"}),
     "compare_triggers": ("", {"report"}),
@@ -242,7 +242,7 @@ def test_what_was_lost_is_made_again_to_the_bit(made, name):
         ("attacked", {"attack": "covered"}), ("attacked", {"attack": "covered", "cover": "near"}),
         ("attacked", {"attack": "covered", "more_triggers": "bw:97"}),
         ("MESA", {"repair_rate": 0.5}), ("fine-tuning", {"repair_lr": 0.1}),
-        ("fine-tuning", {"repair_loss": "distillation"}), ("fine-tuning", {"repair_statistics": "frozen"}),
+        ("MESA", {"repair_loss": "labels"}), ("fine-tuning", {"repair_statistics": "frozen"}),
     ],
 )  # fmt: skip
 def test_a_changed_parameter_trains_anew_and_matters(made, stage, changes):

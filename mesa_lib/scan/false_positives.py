@@ -63,7 +63,12 @@ def clean_scores(settings: dict, groups: list[dict] | None = None) -> dict[str, 
         groups: None, those of the published scans.
     """
     groups = published_clean_models() if groups is None else groups
-    return next((group["scores"] for group in groups if group["settings"] == settings), {})
+    return next((group["scores"] for group in groups if _verdict(group["settings"]) == _verdict(settings)), {})
+
+
+def _verdict(settings: dict) -> dict:
+    """Return the settings on which a verdict depends: all but those of the modeling for a repair."""
+    return {name: value for name, value in settings.items() if name != "repair_modeling"}
 
 
 def false_positives(scores: dict[str, list[list[float]]], above: float) -> dict[str, dict]:
