@@ -1,5 +1,7 @@
 """Train the attack that is shown beside the first in a process of its own, while the notebooks work on the first.
 
+What is then left to do for the last notebook's table of the first attack, it does as well.
+
 The process does what the last notebook asks for, and the artifact store hands it over: each artifact is made once, and
 whoever needs it meanwhile waits. The notebooks come to the same results without it, later.
 """
@@ -44,11 +46,12 @@ def trained_ahead(p: Params) -> Iterator[dict[str, str]]:
 
 
 def main(values: str) -> None:
-    """Train everything that the table of the compared attack needs."""
+    """Train everything that the table of the compared attack needs, then the same for the first."""
     devices.keep_memory()
-    compared = Pipeline(params.check(json.loads(values))).compared
-    if compared is not None:
-        compared.report()
+    pipeline = Pipeline(params.check(json.loads(values)))
+    if pipeline.compared is not None:
+        pipeline.compared.report()
+    pipeline.report()
 
 
 if __name__ == "__main__":
