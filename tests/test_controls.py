@@ -6,6 +6,7 @@ from test_trigger_search import IMAGES, LABELS, WhitePixel
 
 from mesa_lib import inversion, retrain, triggers
 from mesa_lib.data.splits import Split
+from mesa_lib.defenses import restarted_inversion
 from mesa_lib.defenses.base import DefenderView, SearchCache, StampingRepair, UndeclaredAccess
 from mesa_lib.defenses.controls import (
     FineTuning,
@@ -96,7 +97,7 @@ def inverted(monkeypatch):
             calls.append({"images": len(images), "labels": len(labels), "target": target, **options})
             return torch.stack([torch.full((3, 2, 3), i / 10) for i in range(len(rates))]), torch.tensor(rates)
 
-        monkeypatch.setattr(inversion, "invert_triggers", invert)
+        monkeypatch.setattr(restarted_inversion, "invert_triggers", invert)
         return calls
 
     return fix

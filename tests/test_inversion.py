@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mesa_lib.inversion import invert_trigger, invert_triggers
+from mesa_lib.defenses.restarted_inversion import invert_triggers
+from mesa_lib.inversion import invert_trigger
 from mesa_lib.models import networks
 from mesa_lib.success import asr_of_triggers, held_out_split
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mesa_lib import device as devices
 from mesa_lib import inversion, retrain, success
+from mesa_lib.defenses import restarted_inversion
 from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult, StampingRepair
 from mesa_lib.retrain import ImageTransform
 
@@ -74,7 +75,7 @@ class SingleInversion(StampingRepair):
 
 @dataclass
 class RestartedInversion(StampingRepair):
-    """The fair baseline: many inversions by Adam from random starts (`inversion.invert_triggers`).
+    """The fair baseline: many inversions by Adam from random starts (`restarted_inversion`).
 
     Attributes:
         restarts: number of starts.
@@ -90,7 +91,7 @@ class RestartedInversion(StampingRepair):
         """Return the triggers (restarts, 3, h, w), best first, and their ASR; once for one view's model."""
 
         def invert() -> tuple[Tensor, Tensor]:
-            return inversion.invert_triggers(
+            return restarted_inversion.invert_triggers(
                 view.model, view.clean.images, view.clean.labels, view.target, restarts=self.restarts, size=view.size,
                 seed=devices.derive_seed(view.seed, "inversion with restarts"), precision=view.precision,
             )  # fmt: skip

@@ -75,7 +75,7 @@ SHORT = {
 
 
 def detectors(search: str = "full") -> dict[str, Callable[[], Detector]]:
-    """Return all detectors by name; search: `full`, or `short` for MESA's with a quarter of the steps and triggers."""
+    """Return all detectors by name; search: `full`, or `short` for MESA's with half the steps and triggers."""
     return {name: SHORT.get(build, build) if search == "short" else build for name, build in DETECTORS.items()}
 
 

@@ -165,7 +165,7 @@ class MESA(Detector):
 
 
 def known_size(short: bool = False) -> MESA:
-    """Return the detector of a defender who knows the trigger size; short: with a quarter of the steps and triggers."""
+    """Return the detector of a defender who knows the trigger size; short: with half the steps and triggers."""
     return MESA(Screening(SHORT_SCREENING), SHORT_MODELING) if short else MESA()
 
 
