@@ -1,8 +1,10 @@
 """All repairs by name, with the settings of the parameters: the controls of the table, and those of the registry."""
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from mesa_lib import store
+from mesa_lib.attacks import Backdoor
 from mesa_lib.defenses.base import Repairer, RepairResult, describe_method
 from mesa_lib.defenses.controls import (
     FineTuning,
@@ -15,11 +17,10 @@ from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.defenses.mesa.repair_rounds import RepairRounds
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.defenses.registry import REPAIRERS, repairers
+from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.experiments.params import Params
+from mesa_lib.experiments.trained import TrainedModel
 from mesa_lib.settings import Settings
-
-if TYPE_CHECKING:
-    from mesa_lib.experiments.pipeline import Pipeline
 
 #: the rows of the before/after table: the repair, and what it stamps while retraining
 CONTROLS = {
@@ -101,7 +102,23 @@ def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
     return {} if name in CONTROLS else {"method": describe_method(repairers(p.detector_search)[name]())}
 
 
-def build(pipeline: "Pipeline", name: str, repeat: int, beta: float | None) -> Repairer:
+class Stages(Protocol):
+    """What a repair takes from the pipeline: its parameters, and the stages that it may start from."""
+
+    p: Params
+
+    @property
+    def backdoor(self) -> Backdoor:
+        """The attacker's trigger and goal, for the ideal repair."""
+
+    def distribution(self, **changes) -> tuple[TriggerDistribution, store.Artifact]:
+        """Return the trigger distribution of the attacked model."""
+
+    def repaired(self, name: str) -> TrainedModel:
+        """Return the attacked model after a repair."""
+
+
+def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repairer:
     """Return a repair, ready to run; earlier stages that it starts from are trained or loaded.
 
     Args:
