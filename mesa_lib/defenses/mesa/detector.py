@@ -28,7 +28,7 @@ from mesa_lib.settings import Settings
 
 __all__ = ["MESA", "DetectionResult", "SearchObserver", "any_location", "any_size", "known_size"]
 
-#: settings of a short search, which takes a quarter of the time of a full one
+#: settings of a short search, which passes a quarter of the images through the model
 SHORT_SCREENING = SCREENING.replace(steps=30, triggers_per_step=8)
 SHORT_MODELING = Settings(steps=75, triggers_per_step=32, hinge_scale="probability")
 

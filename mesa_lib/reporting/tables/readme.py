@@ -54,7 +54,7 @@ def failures(runs: Sequence[dict]) -> str:
             if "failed" in row:
                 counts[row["model"]] = counts.get(row["model"], 0) + 1
     parts = [f"{model} in {count} of {len(runs)} runs" for model, count in counts.items()]
-    return f"Triggers that do not succeed on held-out images, as the result says: {', '.join(parts)}." if parts else ""
+    return f"Triggers that do not succeed on clean images, as the result says: {', '.join(parts)}." if parts else ""
 
 
 def model_names(runs: Sequence[dict]) -> list[str]:
