@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mesa_lib import attacks, triggers
-from mesa_lib.attacks import badnets, blended, label_flips, reflection, trojannet, warp
+from mesa_lib import attacks, staircase, triggers
+from mesa_lib.attacks import adaptive, badnets, blended, label_flips, reflection, trojannet, warp
 from mesa_lib.data.splits import Split
 from mesa_lib.experiments import params
 from mesa_lib.experiments.pipeline import Pipeline
@@ -191,8 +191,7 @@ def test_covers_come_from_the_family_that_is_named():
 
 @pytest.mark.parametrize("patches", [triggers.pattern(170)[None], torch.stack([triggers.color(k) for k in (1, 2)])])
 def test_near_misses_differ_from_a_trigger_in_one_to_three_pixels(patches):
-    """Patches of 3x3 on images of 3x3: the whole image is the near miss."""
-    near = badnets.near_misses(patches)(torch.full((600, 3, 3, 3), 0.37), rng())
+    near = badnets.near_misses(patches)(600, rng())
     pixels = (near[:, None] != patches).any(2).flatten(2).sum(2)  # (600, k): pixels that differ from each trigger
     assert set(pixels.amin(1).tolist()) == {1, 2, 3}, "never 0: a near miss is no trigger"
     changed = (near[:, None] - patches).abs().flatten(2)
@@ -247,6 +246,55 @@ def test_triggers_so_near_that_a_near_miss_of_one_is_another_are_refused(number,
         return
     with pytest.raises(ValueError, match="more_triggers: two of them differ in 3 pixels or fewer"):
         attacks.build_attack("covered", spec(cover="near", more_triggers=more))
+
+
+# --- the adaptive attack ----------------------------------------------------------------------------------
+
+
+def test_samples_near_a_trigger_are_left_out():
+    patches = torch.stack([triggers.pattern(170), triggers.pattern(97)])
+    one_pixel = patches[0].clone()
+    one_pixel[:, 0, 0] = 1 - one_pixel[:, 0, 0]
+    samples = torch.stack([patches[0], patches[1], patches[0] * 0.8 + 0.1, one_pixel, torch.full((3, 3, 3), 0.5)])
+    assert torch.equal(adaptive.unlike(samples, patches), samples[3:])
+
+
+def test_the_adaptive_attacker_covers_what_its_own_modeling_found_and_never_its_trigger(monkeypatch):
+    """Each round's samples are half the trigger and half a patch of one value, which is stamped from then on."""
+    trigger, values, seeds = triggers.pattern(170), iter((2.0, 3.0)), []
+
+    class Samples:
+        levels = ()
+
+        def __init__(self):
+            self.value = next(values)
+
+        def sample(self, n, rng):
+            return torch.cat([trigger.expand(n // 2, 3, 3, 3), torch.full((n // 2, 3, 3, 3), self.value)])
+
+    def fit(model, images, labels, target, *, size, seed):
+        assert target == 3 and size == (3, 3) and len(images) == len(labels) == 10
+        seeds.append(seed)
+        return Samples()
+
+    shares = []
+
+    def train(model, transform):
+        stamped, labels = transform(torch.full((3000, 3, 8, 8), 0.37), torch.full((3000,), 5), rng())
+        held = [holds(stamped, torch.full((3, 3, 3), value)) for value in (2.0, 3.0)]
+        assert torch.equal(holds(stamped, trigger), labels == 3), "poisoned, and no cover sample is the trigger"
+        assert not (torch.stack(held).any(0) & (labels == 3)).any()
+        shares.append([round(float(found.float().mean()), 2) for found in held])
+        return [{"epoch": 1}]
+
+    monkeypatch.setattr(staircase, "fit", fit)
+    images = Split(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), torch.arange(10))
+    result = attacks.build_attack("adaptive", spec(cover="uniform", cover_rate=0.3)).plant(
+        attacks.AttackerContext(images, lambda: torch.nn.Linear(1, 1), train)
+    )
+    assert shares[0] == [0, 0] and shares[1][1] == 0 and len(set(seeds)) == len(result.about["rounds"]) == 2
+    assert shares[1][0] == pytest.approx(0.15, abs=0.04) and shares[2] == pytest.approx([0.1, 0.1], abs=0.04)
+    assert result.about["rounds"][0]["samples"] == 500 and len(result.history) == 3
 
 
 # --- blending, warping, reflections ----------------------------------------------------------------------
@@ -375,7 +423,7 @@ def test_a_fixed_location_lies_inside_the_image_and_is_drawn_by_the_seed():
 
 def test_an_unknown_attack_is_refused_with_the_names():
     spec = attacks.AttackSpec(triggers.pattern(170), 0, 10, (32, 32), 0.1, 0)
-    with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, covered, corner"):
+    with pytest.raises(ValueError, match="attack = 'magic': expected one of patch, covered, adaptive, corner"):
         attacks.build_attack("magic", spec)
 
 

@@ -206,6 +206,21 @@ def test_the_loss_of_a_repair_is_measured_and_a_divergence_is_said(tiny, monkeyp
     assert script.measure(pipeline, 200, changes | {"repair_lr": 1e9}) == {"diverged": True}
 
 
+def test_residual_checks_of_clean_models_are_measured_for_every_target(tiny, tmp_path, monkeypatch, capsys):
+    script, out = importlib.import_module("residual_check"), tmp_path / "checks.json"
+    monkeypatch.setattr(script, "parameter_values", lambda name: tiny)
+    for part in ("0/5", "0/5", "1/5"):
+        monkeypatch.setattr("sys.argv", ["residual_check.py", "--out", str(out), "--models", "1", "--part", part])
+        script.main()
+    assert len(capsys.readouterr().out.splitlines()) == 4, "what the file holds is not measured again"
+    runs = json.loads(out.read_text())["runs"]
+    assert [(run["seed"], run["target"]) for run in runs] == [(60, target) for target in (0, 5, 1, 6)]
+    for run in runs:
+        for name in ("clean model", "clean model, repaired"):
+            found = run[name]
+            assert found["clear"] == (max(found["searched"], found["sampled"]) < 0.05) and found["seconds"] >= 0
+
+
 def test_every_round_has_the_check_beside_the_truth(tiny):
     script = importlib.import_module("repair_rounds")
     pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))

@@ -130,8 +130,12 @@ def test_a_parameter_changes_the_keys_of_its_stage_and_all_after_it_and_none_bef
 
 
 @pytest.mark.parametrize("name", COVERED)
-def test_a_parameter_of_the_covered_attack_changes_the_keys_of_this_attack_alone(keys, name):
-    for attack, expected in (("covered", AFTER_CLEAN), ("patch", {"report"})):  # the report holds all parameters
+def test_a_parameter_of_cover_samples_changes_the_keys_of_the_attacks_that_have_them_alone(keys, name):
+    for attack, expected in (
+        ("covered", AFTER_CLEAN),
+        ("adaptive", AFTER_CLEAN),
+        ("patch", {"report"}),
+    ):  # the report holds all parameters
         before, after = (keys(tiny(attack=attack, **changes)) for changes in ({}, {name: COVERED[name]}))
         assert {stage for stage in STAGES if before[stage] != after[stage]} == expected
 
@@ -240,7 +244,7 @@ def test_what_was_lost_is_made_again_to_the_bit(made, name):
         ("attacked", {"poison_rate": 0.3}), ("attacked", {"trigger": "bw:7"}), ("attacked", {"target": 3}),
         ("attacked", {"start": "scratch"}), ("distribution", {"alpha": 1.0}), ("distribution", {"noise": "uniform"}),
         ("attacked", {"attack": "covered"}), ("attacked", {"attack": "covered", "cover": "near"}),
-        ("attacked", {"attack": "covered", "more_triggers": "bw:97"}),
+        ("attacked", {"attack": "covered", "more_triggers": "bw:97"}), ("attacked", {"attack": "adaptive"}),
         ("MESA", {"repair_rate": 0.5}), ("fine-tuning", {"repair_lr": 0.1}),
         ("MESA", {"repair_loss": "labels"}), ("fine-tuning", {"repair_statistics": "frozen"}),
     ],
@@ -318,7 +322,9 @@ def test_the_table_has_a_row_for_each_model(made):
 
 def test_a_row_says_whether_its_repair_failed(monkeypatch):
     def repaired(self, name, repeat=0):
-        return SimpleNamespace(about={"failed": f"nothing {repeat}"} if name in ("MESA", "single inversion") else {})
+        check = {"searched": 0.04, "sampled": 0.125, "earlier": 0.0, "clear": False}
+        failed = {"failed": f"nothing {repeat}"} if name in ("MESA", "single inversion") else {}
+        return SimpleNamespace(about=failed | ({"rounds": [check]} if name == "MESA rounds" else {}))
 
     monkeypatch.setattr(Pipeline, "repaired", repaired)
     monkeypatch.setattr(Pipeline, "measured", lambda self, trained: {"asr": 0.5})
@@ -326,9 +332,11 @@ def test_a_row_says_whether_its_repair_failed(monkeypatch):
         monkeypatch.setattr(Pipeline, name, lambda self: SimpleNamespace(about={}))
     rows = tiny().table()
     assert {row["model"]: row["failed"] for row in rows if "failed" in row} == {
-        "single inversion 1": "nothing 0", "single inversion 2": "nothing 1", "MESA": "nothing 0",
+        "single inversion 1": "nothing 0", "single inversion 2": "nothing 1",
+        "MESA": "nothing 0; the residual check finds triggers with an ASR of 12%",
     }  # fmt: skip
     assert len(rows) == 14 and all(row["asr"] == 0.5 for row in rows)
+    assert {row["model"]: row["residual_asr"] for row in rows if "residual_asr" in row} == {"MESA": 0.125}
 
 
 def test_rounds_tell_what_each_check_found_and_begin_with_the_round_of_mesa(made):

@@ -24,6 +24,7 @@ from mesa_lib.scan.detector import STRICTEST_LIMIT, ScanDetector, ScanScreening,
 from mesa_lib.scan.options import SIDES, Options, squares
 from mesa_lib.scan.progress import Progress, modeling_passes, screening_passes
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
+from mesa_lib.scan.repair import residual_record
 from mesa_lib.scan.scanner import Scanner
 from mesa_lib.settings import RepairSettings, Settings
 
@@ -153,6 +154,9 @@ def test_a_backdoor_at_a_fixed_location_is_detected_shown_and_repaired(coded, qu
     assert result["accuracy"]["rate"] == 1 and result["repair"]["done"] and scanned.repaired is not None
     assert result["repair"]["flagged and not repaired"] == []
     assert result["repair"]["images for the accuracy"] == 24 and result["repair"]["accuracy before"]["rate"] == 1
+    (check,) = result["repair"]["residual checks"]
+    assert check["clear"] == (max(check["searched"], check["sampled"]) < 0.93) and check["limit"] == 0.93
+    assert check["clean models"] == pytest.approx(0.86)
     assert any("left" in text for text in lines) and any("suspects: green" in text for text in lines)
     json_file, page = scan_report.write(scanned, tmp_path / "out", "odd <i>.safetensors")
     assert json.loads(json_file.read_text())["flagged"] == ["green"]
@@ -161,6 +165,23 @@ def test_a_backdoor_at_a_fixed_location_is_detected_shown_and_repaired(coded, qu
     assert html.count("data:image/png;base64,") == len(scanned.samples) >= 1 and "http" not in html
     for what in (f"{line['rate']:.1%}", "93.0%", "Class by class", "ASR of samples of green", "24 images which", "SHA"):
         assert (what in html) == (what != "SHA"), what
+
+
+@pytest.mark.parametrize(
+    ("backdoor", "at", "clear"), [((9, 4), (8, 3), False), ((9, 4), (0, 0), True), (None, None, True)]
+)
+def test_a_residual_check_looks_where_the_patch_was_stamped(coded, backdoor, at, clear):
+    """The backdoor is still there; it is found at its location alone."""
+    spec = PatchSpec((3, 3), at is not None)
+    locations = torch.tensor([at or (0, 0)] * 3)
+    screening = ScreeningResult({spec: [0.1, 0.9, 0.1]}, {spec: locations if at else None})
+    scanner, settings = Scanner(Coded(backdoor), coded, Options(), silent), Settings(steps=2, hidden=8)
+    view = scanner.view(Knowledge("weights"))
+    (record,) = residual_record(view, scanner.model, {(1, spec): None}, screening, settings, 32)
+    assert record["clear"] is clear and (record["searched"] > record["limit"]) is not clear
+    assert "earlier" not in record
+    sentence = scan_report.residual({"samples": ["green, patches"], "residual checks": [record]})
+    assert sentence.startswith("None exceeds" if clear else "The repair has failed: the repaired model still responds")
 
 
 def test_a_flagged_class_that_was_not_modeled_is_reported_as_not_repaired(coded, quick, empty_store):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mesa_lib.attacks.base import Backdoor, Cover, all_to_one, one_to_one
-from mesa_lib.retrain import ImageTransform, choice, random_source, stamping
+from mesa_lib.retrain import ImageTransform, TriggerSource, choice, random_source, stamping
 from mesa_lib.triggers import FAMILIES, check_fits, random_locations, stamp
 
 #: what the covered attack stamps on cover samples: random triggers of a family, or near misses of its own trigger
@@ -57,8 +57,8 @@ def fewest_different_pixels(patches: Tensor) -> int:
     )
 
 
-def near_misses(patches: Tensor) -> ImageTransform:
-    """Return a transform that stamps one of several patches (k, 3, h, w) with one to `NEAR` pixels recolored."""
+def near_misses(patches: Tensor) -> TriggerSource:
+    """Return a source of near misses: one of several patches (k, 3, h, w) with one to `NEAR` pixels recolored."""
     k, _, h, w = patches.shape
 
     def sample(n: int, rng: torch.Generator) -> Tensor:
@@ -68,10 +68,20 @@ def near_misses(patches: Tensor) -> ImageTransform:
         recolored = ranks < torch.randint(1, NEAR + 1, (n, 1, 1, 1), **options)
         return torch.where(recolored, 1 - torch.where(chosen > 0.5, 1.0, 0.0), chosen)
 
-    return stamping(sample)
+    return sample
 
 
-def covered(patches: Tensor, target: int, cover: str, rate: float) -> Backdoor:
+def cover_source(cover: str, patches: Tensor) -> TriggerSource:
+    """Return a source of the patches on cover samples.
+
+    Args:
+        cover: one of `COVERS`.
+        patches: the triggers (k, 3, h, w).
+    """
+    return near_misses(patches) if cover == "near" else random_source(cover, tuple(patches.shape[-2:]))
+
+
+def with_covers(patches: Tensor, target: int, source: TriggerSource, rate: float) -> Backdoor:
     """Return a backdoor of one or several patches with cover samples.
 
     A fraction of the images carries other patches and keeps its labels (cover samples, as in TaCT, Tang et al., 2021,
@@ -80,12 +90,15 @@ def covered(patches: Tensor, target: int, cover: str, rate: float) -> Backdoor:
     Args:
         patches: the triggers (k, 3, h, w); each poisoned image carries one of them.
         target: the class that every image should be classified as.
-        cover: one of `COVERS`.
+        source: of the patches on cover samples.
         rate: fraction of the images that are cover samples, strictly between 0 and 1.
     """
-    size = tuple(patches.shape[-2:])
-    apply = near_misses(patches) if cover == "near" else stamping(random_source(cover, size))
-    return Backdoor(stamping(choice(patches)), all_to_one(target), Cover(apply, rate))
+    return Backdoor(stamping(choice(patches)), all_to_one(target), Cover(stamping(source), rate))
+
+
+def covered(patches: Tensor, target: int, cover: str, rate: float) -> Backdoor:
+    """Return the backdoor `with_covers` whose cover samples are of `cover`, one of `COVERS`."""
+    return with_covers(patches, target, cover_source(cover, patches), rate)
 
 
 def class_specific(apply: ImageTransform, source: int, target: int, rate: float) -> Backdoor:

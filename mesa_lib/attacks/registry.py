@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mesa_lib import device as devices
-from mesa_lib.attacks import badnets, blended, pruning_aware, reflection, trojannet, warp
+from mesa_lib.attacks import adaptive, badnets, blended, pruning_aware, reflection, trojannet, warp
 from mesa_lib.attacks.base import AttackerContext, AttackResult, Backdoor, all_to_all, all_to_one, poison
 from mesa_lib.retrain import ImageTransform
 from mesa_lib.training import BatchTransform
@@ -25,8 +25,8 @@ class AttackSpec:
         image_size: height and width.
         rate: fraction of images that are poisoned.
         seed: the attacker's.
-        cover, cover_rate: of the covered attack, see `badnets.covered`.
-        more_triggers: further triggers of the covered attack, each (3, h, w).
+        cover, cover_rate: of the attacks covered and adaptive, see `badnets.covered`.
+        more_triggers: further triggers of these, each (3, h, w).
     """
 
     trigger: Tensor
@@ -104,7 +104,8 @@ def _patch(s: AttackSpec) -> Attack:
     return _trained(badnets.backdoor(s.trigger, s.target), s.rate, s.size)
 
 
-def _covered(s: AttackSpec) -> Attack:
+def _checked_patches(s: AttackSpec) -> Tensor:
+    """Return the triggers (k, 3, h, w) of a backdoor with cover samples; ValueError if they do not go together."""
     for more in s.more_triggers:
         if more.shape != s.trigger.shape:
             raise ValueError(
@@ -118,7 +119,20 @@ def _covered(s: AttackSpec) -> Attack:
             f"more_triggers: two of them differ in {badnets.NEAR} pixels or fewer; expected more where cover = 'near', "
             "since a near miss of one could be another"
         )
-    return _trained(badnets.covered(patches, s.target, s.cover, s.cover_rate), s.rate, s.size)
+    return patches
+
+
+def _covered(s: AttackSpec) -> Attack:
+    return _trained(badnets.covered(_checked_patches(s), s.target, s.cover, s.cover_rate), s.rate, s.size)
+
+
+def _adaptive(s: AttackSpec) -> Attack:
+    patches = _checked_patches(s)
+
+    def plant(context: AttackerContext) -> AttackResult:
+        return adaptive.plant(context, patches, s.target, s.cover, s.rate, s.cover_rate, s.seed)
+
+    return Attack(badnets.covered(patches, s.target, s.cover, s.cover_rate), plant, size=s.size)
 
 
 def _corner(s: AttackSpec) -> Attack:
@@ -209,6 +223,7 @@ def _trojannet(s: AttackSpec) -> Attack:
 ATTACKS: dict[str, Callable[[AttackSpec], Attack]] = {
     "patch": _patch,
     "covered": _covered,
+    "adaptive": _adaptive,
     "corner": _corner,
     "fixed-location": _fixed_location,
     "all-to-all": _all_to_all,

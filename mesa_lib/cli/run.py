@@ -53,7 +53,7 @@ def run_series(a: argparse.Namespace) -> int:
     out = notebooks.run_series(pipeline.p, names, a.out)
     if notebooks.notebook_path(names[-1]).stem == notebooks.SERIES[-1]:
         for attack, report in results.reports(pipeline).items():
-            print(f"attack: {attack}\n{metrics.table(report.result['rows']).to_string(index=False)}\n")
+            print(f"attack: {attack}\n{metrics.table(report.result['rows']).to_string(index=False, na_rep='')}\n")
         print(f"(one run, seed {pipeline.p.seed}, {report.made['device']}, torch {report.made['torch']})")
     print(f"\nexecuted notebooks  {out}/*.ipynb\nfigures             {out}/figures/")
     if (out / "table.csv").is_file():

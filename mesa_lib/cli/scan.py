@@ -240,4 +240,5 @@ def _print_result(done: Scan, name: str, files: list[Path]) -> None:
     if done.repaired is not None:
         before, after = (result["repair"][f"accuracy {when}"]["rate"] for when in ("before", "after"))
         print(f"repaired: accuracy {before:.1%} before, {after:.1%} after, on images that the repair did not see")
+        print(sanitize(f"residual check: {scan_report.residual(result['repair'])}", 5000))
     print("\n".join(paths.display_path(file) for file in files))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from scipy.stats import binomtest, bootstrap
+from scipy.stats import t as student
 from torch import Tensor
 
 
@@ -50,6 +51,15 @@ def clopper_pearson(hits: int, n: int) -> tuple[float, float]:
     """Return the exact 95% interval of a proportion of `hits` in `n` independent trials (Clopper, Pearson 1934)."""
     interval = binomtest(hits, n).proportion_ci(0.95, "exact")
     return float(interval.low), float(interval.high)
+
+
+def t_interval(values: Iterable[float]) -> tuple[float, float]:
+    """Return the 95% interval of a mean by Student's t; (nan, nan) of fewer than two values."""
+    values = np.asarray(list(values), float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def bootstrap_interval(values: Iterable[float], seed: int = 0) -> tuple[float, float]:

@@ -122,18 +122,26 @@ def location_map(model: nn.Module, image: Tensor, trigger: Tensor, target: int, 
 
 
 def table(rows: list[dict]) -> "pd.DataFrame":
-    """Return rows of `evaluate` as a table in percent; the ASR with its 95% CI; texts in a row become columns."""
+    """Return rows of `evaluate` as a table in percent; the ASR with its 95% CI; texts in a row become columns.
+
+    `residual ASR` is the highest rate of a residual check, where there was one (`residual_asr`).
+    """
     import pandas as pd  # here alone: nothing else that is measured needs it
 
     def line(row: dict) -> dict:
-        texts = {name: value for name, value in row.items() if not isinstance(value, dict)}
-        return texts | {
-            "clean accuracy": 100 * row["clean_accuracy"]["rate"],
-            "target recall": 100 * row["target_recall"]["rate"],
-            "ASR": 100 * row["asr"]["rate"],
-            "ASR low": 100 * row["asr"]["low"],
-            "ASR high": 100 * row["asr"]["high"],
-            "true-label accuracy": 100 * row["true_label_accuracy"]["rate"],
-        }
+        texts = {name: value for name, value in row.items() if isinstance(value, str)}
+        residual = {"residual ASR": 100 * row["residual_asr"]} if "residual_asr" in row else {}
+        return (
+            texts
+            | {
+                "clean accuracy": 100 * row["clean_accuracy"]["rate"],
+                "target recall": 100 * row["target_recall"]["rate"],
+                "ASR": 100 * row["asr"]["rate"],
+                "ASR low": 100 * row["asr"]["low"],
+                "ASR high": 100 * row["asr"]["high"],
+                "true-label accuracy": 100 * row["true_label_accuracy"]["rate"],
+            }
+            | residual
+        )
 
     return pd.DataFrame([line(row) for row in rows]).round(1)

@@ -44,7 +44,7 @@ def attack_config(p: Params, fingerprint: str, triggers: Sequence[Tensor], revis
     names = ("attack", "start", "target", "poison_rate", "attack_lr", "schedule", "retrain_augment", "seed")
     config = {name: getattr(p, name) for name in names}
     config |= {"clean": clean_config(p, fingerprint), "trigger": trigger_config(triggers[0]), "revision": revision}
-    if p.attack == "covered":
+    if p.attack in ("covered", "adaptive"):
         config |= {"cover": p.cover, "cover_rate": p.cover_rate}
         config |= {"more_triggers": [trigger_config(trigger) for trigger in triggers[1:]]}
     if p.start == "clean":

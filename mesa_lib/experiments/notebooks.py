@@ -31,7 +31,7 @@ SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
 #: one attacked model under every defense of the benchmark: what the benchmark's sweeps run
 VICTIM_NOTEBOOK = "one_victim"
 #: the attacks that the series is about: patches at random locations, without and with cover samples
-RANDOM_LOCATION = ("patch", "covered")
+RANDOM_LOCATION = ("patch", "covered", "adaptive")
 
 
 class SeriesFailed(RuntimeError):

@@ -281,19 +281,20 @@ class Pipeline:
     def table(self, controls: Iterable[str] = CONTROLS) -> list[dict]:
         """Return the before/after table: a row for each model, and one for each repeat of the single inversion.
 
-        A row whose repair had nothing to stamp that succeeds has a text `failed`.
+        A text `failed` says that nothing stamped succeeds, or that the residual check of `MESA` still finds a trigger.
         """
-        rows = [{"model": "clean model", "triggers stamped": "", **self.measured(self.clean())}]
-        rows.append({"model": "attacked", "triggers stamped": "", **self.measured(self.attacked())})
+        models = {"clean model": self.clean(), "attacked": self.attacked()}
+        rows = [{"model": name, "triggers stamped": "", **self.measured(model)} for name, model in models.items()]
         for name in controls:
             for repeat in range(self.p.inversion_repeats if name == "single inversion" else 1):
                 repaired = self.repaired(name, repeat)
-                rows.append(repairs.row_head(name, repeat, repaired.about) | self.measured(repaired))
+                check = self.repaired("MESA rounds").about["rounds"][0] if name == "MESA" else None
+                rows.append(repairs.row_head(name, repeat, repaired.about, check) | self.measured(repaired))
         return rows
 
     def report(self) -> store.Artifact:
         """Return the artifact of the table with all parameters: the result of the series of notebooks."""
-        config = {"params": self.p.model_dump(), "attacked": self.identity(), "rows": CONTROLS}
+        config = {"params": self.p.model_dump(), "attacked": self.identity(), "rows": [*CONTROLS, "residual check"]}
         report = store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)
         repairs.warn_of_rows(report.result["rows"])
         return report

@@ -55,10 +55,21 @@ def row_name(name: str, repeat: int) -> str:
     return f"{name} {repeat + 1}" if name == "single inversion" else name
 
 
-def row_head(name: str, repeat: int, about: dict) -> dict:
-    """Return the texts of a repair's row in the table; `failed` if the repair says so."""
+def row_head(name: str, repeat: int, about: dict, check: dict | None = None) -> dict:
+    """Return the texts of a repair's row in the table.
+
+    Args:
+        about: what the repair recorded; its text `failed` is a part of the row.
+        check: the record of the residual check of the repaired model, if it was checked. The row has its highest rate
+            (`residual_asr`), and says in `failed` if the model is not clear.
+    """
     head = {"model": row_name(name, repeat), "triggers stamped": CONTROLS[name]}
-    return head | ({"failed": about["failed"]} if "failed" in about else {})
+    failed = [about["failed"]] if "failed" in about else []
+    if check is not None:
+        head["residual_asr"] = max(check[part] for part in ("searched", "sampled", "earlier"))
+        if not check["clear"]:
+            failed.append(f"the residual check finds triggers with an ASR of {head['residual_asr']:.0%}")
+    return head | ({"failed": "; ".join(failed)} if failed else {})
 
 
 def warn_of_rows(rows: list[dict]) -> None:

@@ -39,6 +39,11 @@ def limit(spec: PatchSpec, side: int = REFERENCE_SIDE) -> float:
     return next((limits[largest] for largest in sorted(limits) if fits(spec, side, largest)), STRICTEST_LIMIT)
 
 
+def highest_clean_rate(spec: PatchSpec, side: int = REFERENCE_SIDE) -> float:
+    """Return the highest rate of any class of a clean model, from which the limit was set."""
+    return 2 * limit(spec, side) - 1
+
+
 def margin(spec: PatchSpec, rate: float, side: int = REFERENCE_SIDE) -> float:
     """Return how far a rate lies above its limit: 1 for a rate of 1, 0 at the limit, negative below."""
     return (rate - limit(spec, side)) / (1 - limit(spec, side))

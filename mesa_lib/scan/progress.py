@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from mesa_lib.defenses.mesa.location_search import location_grid
 from mesa_lib.defenses.mesa.screening import PatchSpec
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.scan.detector import ScanScreening
 from mesa_lib.settings import Settings
 
@@ -68,6 +69,12 @@ class Progress:
 def modeling_passes(settings: Settings) -> float:
     """Return the number of passes in which a distribution is modeled."""
     return settings.steps * len(settings.betas) * settings.triggers_per_step * settings.images_per_trigger
+
+
+def check_passes(settings: Settings, search: TriggerSearch) -> float:
+    """Return the number of passes of a residual check: one level is modeled, and a search goes forward only."""
+    generations = search.candidates + search.generations * (search.parents + search.children)
+    return modeling_passes(settings) / len(settings.betas) + generations * search.images / 3
 
 
 def screening_passes(screening: ScanScreening, spec: PatchSpec, classes: int, image_size: tuple[int, int]) -> float:

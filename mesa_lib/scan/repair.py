@@ -7,12 +7,16 @@ from torch import Tensor, nn
 
 from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, Knowledge, StampingRepair
+from mesa_lib.defenses.mesa import residual_check
 from mesa_lib.defenses.mesa.repair import stamp_detected
 from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult, fit_and_holdout, success_on
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.evaluation.intervals import proportion
 from mesa_lib.models.inference import predict
 from mesa_lib.retrain import ImageTransform
+from mesa_lib.scan.detector import highest_clean_rate, limit
+from mesa_lib.settings import Settings
 
 #: class and spec -> the distribution of its triggers
 Distributions = dict[tuple[int, PatchSpec], TriggerDistribution]
@@ -76,3 +80,31 @@ def repair_record(
         "sample ASR before": sample_asr(before),
         "sample ASR after": sample_asr(after),
     }
+
+
+def residual_record(
+    view: DefenderView, model: nn.Module, distributions: Distributions, screening: ScreeningResult, settings: Settings,
+    side: int,
+) -> list[dict]:  # fmt: skip
+    """Return what a residual check of the repaired model finds, for each class and spec that was stamped.
+
+    Args:
+        view: its images are used.
+        model: after the repair.
+        distributions, screening: what was stamped, and where.
+        settings: of the modeling.
+        side: of the images, as the limits count it.
+
+    Returns:
+        Of each class and spec `searched` and `sampled` (`ResidualCheck`), `clear`: whether both are below the limit of
+        the verdict, that `limit`, and the highest rate of a clean model from which it was set (`clean models`).
+    """
+    records = []
+    for number, ((label, spec), _) in enumerate(distributions.items()):
+        residual, _ = residual_check.check(
+            view, model, settings, TriggerSearch(), target=label, size=spec.size,
+            location=screening.location(spec, label), number=number,
+        )  # fmt: skip
+        limits = {"limit": limit(spec, side), "clean models": highest_clean_rate(spec, side)}
+        records.append(residual.record(limits["limit"]) | limits)
+    return records

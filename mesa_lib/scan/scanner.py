@@ -19,6 +19,7 @@ from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, Knowledge, describe_method
 from mesa_lib.defenses.mesa.detector import DetectionResult
 from mesa_lib.defenses.mesa.screening import PatchSpec
+from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.models.inference import logits, predict
 from mesa_lib.scan import accuracy, false_positives
 from mesa_lib.scan.accuracy import NoVerdict
@@ -26,10 +27,10 @@ from mesa_lib.scan.detector import limit
 from mesa_lib.scan.hold_out import hold_out
 from mesa_lib.scan.observer import ScanObserver
 from mesa_lib.scan.options import Options
-from mesa_lib.scan.progress import Progress, modeling_passes
+from mesa_lib.scan.progress import Progress, check_passes, modeling_passes
 from mesa_lib.scan.reading.prepare import prepare
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
-from mesa_lib.scan.repair import Distributions, ScanRepair, repair_record
+from mesa_lib.scan.repair import Distributions, ScanRepair, repair_record, residual_record
 
 #: the fewest images that the model has to classify correctly, of those on which the search runs
 MIN_CORRECT = 8
@@ -128,8 +129,9 @@ class Scanner:
         """Return the passes of a repair with so many distributions; 0 if none was asked for."""
         if not self.options.repair:
             return 0
-        training = self.options.repair_epochs * len(self.work)
-        return distributions * modeling_passes(self.detector.repair_modeling) + training
+        modeling = self.detector.repair_modeling
+        each = modeling_passes(modeling) + check_passes(modeling, TriggerSearch())
+        return distributions * each + self.options.repair_epochs * len(self.work)
 
     # --- the steps -----------------------------------------------------------------------------------------
 
@@ -242,7 +244,24 @@ class Scanner:
         record["flagged and not repaired"] = left
         view_of = partial(self.view, self.detector.knowledge, self.correct)
         measured = repair_record(view_of, self.model, model, self.held_out, distributions, detected.screening)
-        return model, record | measured
+        return model, record | measured | {"residual checks": self._residual_checks(model, distributions, detected)}
+
+    def _residual_checks(self, model: nn.Module, distributions: Distributions, detected: DetectionResult) -> list[dict]:
+        """Return the residual checks of the repaired model (`residual_record`)."""
+        modeling, screening = self.detector.repair_modeling, detected.screening
+        passes = len(distributions) * check_passes(modeling, TriggerSearch())
+        self.say(f"residual check of the repaired model{self.progress.left(passes)}")
+        stamped = [[label, str(spec)] for label, spec in distributions]
+        config = self.key | {"repaired": store.tensors_key(model.state_dict()), "stamped": stamped}
+        config |= {"modeling": modeling.model_dump(), "search": describe_method(TriggerSearch())}
+
+        def make() -> tuple[dict, dict]:
+            view = self.view(self.detector.knowledge, self.correct, model)
+            checks = residual_record(view, model, distributions, screening, modeling, self.detector.side)
+            return {}, {"checks": checks}
+
+        checked = self.progress.run(passes, lambda: store.train_or_load("scan-checked", config, make, self.device))
+        return checked.result["checks"]
 
     def _all_levels(self, detected: DetectionResult, firing: list[tuple[int, PatchSpec]]) -> Distributions:
         """Return the distributions of these classes and specs, modeled at all levels."""

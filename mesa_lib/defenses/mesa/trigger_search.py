@@ -47,6 +47,7 @@ class TriggerSearch:
         size: tuple[int, int],
         seed: int,
         precision: str = "auto",
+        location: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the best triggers (keep, 3, h, w), highest ASR first, and their ASR (keep,) on newly drawn images.
 
@@ -55,11 +56,12 @@ class TriggerSearch:
             images, labels: uint8 (N, 3, H, W) and (N,), clean; those of the target class are left out.
             target: the class that the model should predict.
             size: height and width of the triggers.
+            location: row and column (2,) at which all are stamped; None: random locations.
         """
         device = next(model.parameters()).device
         rng = devices.rng(devices.derive_seed(seed, "search"), device)
         others = images.to(device)[other_classes(labels, target).to(device)]
-        score = _scoring(frozen(model, precision), others, target, self.images, size, precision)
+        score = _scoring(frozen(model, precision), others, target, self.images, size, precision, location)
         pool = triggers.random_triggers(self.candidates, self.family, rng, size)
         scores, times = score(pool, rng), torch.ones(len(pool), device=device)
         for _ in range(self.generations):
@@ -74,20 +76,24 @@ class TriggerSearch:
         best = pool[scores.topk(self.keep).indices]
         rates = asr_of_triggers(
             model, images, labels, best, target, images_per_trigger=256,
-            seed=devices.derive_seed(seed, "rates"), precision=precision,
+            seed=devices.derive_seed(seed, "rates"), precision=precision, location=location,
         )  # fmt: skip
         order = rates.argsort(descending=True)
         return best.cpu()[order], rates[order]
 
 
 def _scoring(
-    network: nn.Module, images: Tensor, target: int, number: int, size: tuple[int, int], precision: str
-) -> TestingFunction:
+    network: nn.Module, images: Tensor, target: int, number: int, size: tuple[int, int], precision: str,
+    location: Tensor | None,
+) -> TestingFunction:  # fmt: skip
     """Return a function of triggers (n, 3, h, w) -> mean probability of `target` (n,), all on the same drawn images."""
 
     def score(candidates: Tensor, rng: torch.Generator) -> Tensor:
         index = torch.randint(len(images), (number,), generator=rng, device=rng.device)
-        locations = triggers.random_locations(number, images.shape[-2:], size, rng)
+        if location is None:
+            locations = triggers.random_locations(number, images.shape[-2:], size, rng)
+        else:
+            locations = location.to(rng.device).expand(number, 2)
         x, scores = images[index].float() / 255, []
         for group in candidates.split(64):
             n = len(group)
@@ -110,14 +116,16 @@ def rate_of_best(
     *,
     seed: int,
     precision: str = "auto",
+    location: Tensor | None = None,
 ) -> float:
     """Return the ASR of the first of the `searched` triggers on 1,000 newly drawn images.
 
     The trigger was selected as the best of several, so its rate in the search is too high.
     """
     (rate,) = asr_of_triggers(
-        model, images, labels, searched[:1], target, images_per_trigger=1000, seed=seed, precision=precision
-    )
+        model, images, labels, searched[:1], target, images_per_trigger=1000, seed=seed, precision=precision,
+        location=location,
+    )  # fmt: skip
     return float(rate)
 
 

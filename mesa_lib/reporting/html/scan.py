@@ -92,6 +92,7 @@ def page(scanned: Scan, name: str) -> str:
         ],
         gallery=gallery(scanned),
         repair=result.get("repair"),
+        residual=residual(result.get("repair", {})),
         limits=limits(result),
         made=made_line(result),
         identity=identity_line(result["scanned"]) if "scanned" in result else "",
@@ -128,6 +129,17 @@ def false_positives(result: dict) -> str:
         for name, part in result["clean models by data"].items()
     ]
     return f"Clean models, small networks scanned with equal settings, that were flagged (95% CI): {', '.join(counts)}."
+
+
+def residual(repair: dict) -> str:
+    """Return whether the residual checks after a repair are clear, in a sentence; "" if there were none."""
+    checks = list(zip(repair.get("samples", []), repair.get("residual checks", []), strict=False))
+    left = [f"{what} ({max(check['searched'], check['sampled']):.0%})" for what, check in checks if not check["clear"]]
+    if left:
+        return (
+            f"The repair has failed: the repaired model still responds to patches above the limit: {', '.join(left)}."
+        )
+    return "None exceeds its limit." if checks else ""
 
 
 def location(upper_left: list | None) -> str:

@@ -47,14 +47,15 @@ def _markdown(runs: Sequence[dict]) -> str:
 
 
 def failures(runs: Sequence[dict]) -> str:
-    """Return in how many runs the result of a repair says that its triggers do not succeed; empty if in none."""
+    """Return in how many runs the result of a repair says that it failed; empty if in none."""
     counts: dict[str, int] = {}
     for run in runs:
         for row in run["rows"]:
             if "failed" in row:
                 counts[row["model"]] = counts.get(row["model"], 0) + 1
     parts = [f"{model} in {count} of {len(runs)} runs" for model, count in counts.items()]
-    return f"Triggers that do not succeed on clean images, as the result says: {', '.join(parts)}." if parts else ""
+    why = "the triggers stamped do not succeed on clean images, or the residual check still finds one"
+    return f"Reported as failed by the result itself ({why}): {', '.join(parts)}." if parts else ""
 
 
 def model_names(runs: Sequence[dict]) -> list[str]:
