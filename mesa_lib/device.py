@@ -12,6 +12,13 @@ import torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16")
+#: libraries that take their number of threads from an environment variable
+THREADED = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+
+
+def threads_environment(threads: int | None) -> dict[str, str]:
+    """Return the environment variables of a new process with so many threads; None: none of them."""
+    return {f"{library}_NUM_THREADS": str(threads) for library in THREADED} if threads else {}
 
 
 def pick_device(name: str = "auto") -> torch.device:

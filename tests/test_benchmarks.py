@@ -221,6 +221,19 @@ def test_residual_checks_of_clean_models_are_measured_for_every_target(tiny, tmp
             assert found["clear"] == (max(found["searched"], found["sampled"]) < 0.05) and found["seconds"] >= 0
 
 
+def test_the_authors_procedure_stands_beside_ours_on_the_same_model(tiny, monkeypatch):
+    script = importlib.import_module("official")
+    few = PRESETS["official"].replace(steps=3, triggers_per_step=4, hidden=8, betas=(0.9, 0.5))
+    monkeypatch.setattr(script, "PRESETS", {"official": few})
+    run = json.loads(json.dumps(script.measure(tiny | {"attack": "covered", "steps": 4})))
+    repaired = ["official, repaired as published", "official, our repair", "ours", "ideal"]
+    assert all(set(run[name]) == {"asr", "clean_accuracy"} for name in ["attacked", *repaired])
+    assert len({json.dumps(run[name]) for name in repaired[:3]}) > 1
+    assert len(run["success"]["official"]) == 2 and len(run["success"]["ours"]) == 1
+    own = params.check(tiny).repair_settings().replace(**script.PUBLISHED)
+    assert (own.repair_epochs, own.repair_lr, own.schedule, own.repair_loss) == (10, 0.001, "constant", "labels")
+
+
 def test_every_round_has_the_check_beside_the_truth(tiny):
     script = importlib.import_module("repair_rounds")
     pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))

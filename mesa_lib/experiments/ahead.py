@@ -20,9 +20,6 @@ from mesa_lib.experiments import params
 from mesa_lib.experiments.params import Params
 from mesa_lib.experiments.pipeline import Pipeline
 
-#: environment variable by which libraries take their number of threads
-THREADS = "OMP_NUM_THREADS"
-
 
 @contextlib.contextmanager
 def trained_ahead(p: Params) -> Iterator[dict[str, str]]:
@@ -31,7 +28,7 @@ def trained_ahead(p: Params) -> Iterator[dict[str, str]]:
     With two processes each has half of the cores. On a GPU, and with a single core, nothing is done.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = {THREADS: str(min(torch.get_num_threads(), max(1, cores // 2)))}
+    threads = devices.threads_environment(min(torch.get_num_threads(), max(1, cores // 2)))
     if cores < 2 or Pipeline(p).compared is None or devices.pick_device(p.device).type != "cpu":
         yield {}
         return

@@ -14,7 +14,7 @@ from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 from distributed.system import MEMORY_LIMIT
 
-from mesa_lib.experiments.sweep.task import THREADS
+from mesa_lib import device as devices
 
 #: the Dask resource of a worker that has a GPU to itself, which a task then asks for
 GPU = "GPU"
@@ -102,7 +102,7 @@ def workers(wanted: Plan) -> Iterator[Client]:
         card = wanted.gpus[number % len(wanted.gpus)] if wanted.gpus else None
         options = {
             "nthreads": 1,  # one task at a time; the threads are those of its arithmetic
-            "env": dict.fromkeys(THREADS, str(wanted.threads)),
+            "env": devices.threads_environment(wanted.threads),
             "resources": {GPU: 1} if card is not None else {},
             "memory_limit": 0,  # a task's memory is that of its kernel, which Dask does not see
         }

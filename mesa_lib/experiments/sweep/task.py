@@ -26,8 +26,6 @@ from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
 
 State = Literal["done", "before", "busy", "failed"]
-#: the environment variables by which numerical libraries take their number of threads
-THREADS = tuple(f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR"))
 #: how far the results go after a notebook
 THROUGH: dict[str, results.Through] = {
     "01_attacking": "attack", "02_modeling": "modeling", "03_visualizing": "modeling", "04_defending": "repair",
@@ -150,7 +148,7 @@ def run_task(task: Task, threads: int | None = None) -> None:
         raise ValueError("images, trigger, checkpoint or code are not those that the sweep was started with")
     for leftover in folder.glob(".*"):  # of a try that was killed
         leftover.unlink()
-    kernel_threads = dict.fromkeys(THREADS, str(threads)) if threads else {}
+    kernel_threads = devices.threads_environment(threads)
     notebooks.run_notebooks(p, task.notebooks, folder, quiet=True, environment=kernel_threads)
     through = THROUGH[task.notebooks[-1]]
     result = results.collect_results(pipeline, through)
