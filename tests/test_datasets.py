@@ -1,9 +1,12 @@
 """Data sets by name: digits and CIFAR."""
 
+import hashlib
 import os
+import tarfile
 
 import pytest
 import torch
+import torchvision
 
 from mesa_lib import data
 
@@ -89,8 +92,37 @@ def test_missing_cifar_says_what_to_put_where(tmp_path, monkeypatch, name, file,
 def test_a_broken_cifar_archive_is_not_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("MESA_CIFAR10_URL", "http://127.0.0.1:9/x.tar.gz")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(os.urandom(1000))
-    with pytest.raises(FileNotFoundError, match="md5"):
+    with pytest.raises(ValueError, match="different from the official files: cifar-10-python.tar.gz; expected"):
         data.load("cifar10", str(tmp_path))
+
+
+def test_cifar_files_of_the_user_are_never_written_over(tmp_path, monkeypatch):
+    """A server has the official archive; in the user's folder one batch is another and one is missing."""
+    names = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch", "batches.meta"]
+    served, own = tmp_path / "served" / "cifar-10-batches-py", tmp_path / "data" / "cifar-10-batches-py"
+    for folder in (served, own):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_bytes(name.encode())
+    archive = tmp_path / "served" / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(served, served.name)
+
+    def md5(name: str) -> str:
+        return hashlib.md5((served / name).read_bytes()).hexdigest()
+
+    official = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(official, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    monkeypatch.setattr(official, "train_list", [[name, md5(name)] for name in names[:5]])
+    monkeypatch.setattr(official, "test_list", [["test_batch", md5("test_batch")]])
+    monkeypatch.setattr(official, "meta", official.meta | {"md5": md5("batches.meta")})
+    monkeypatch.setenv("MESA_CIFAR10_URL", archive.as_uri())
+    (own / "data_batch_2").write_bytes(b"mine")
+    (own / "test_batch").unlink()
+    with pytest.raises(ValueError, match="different from the official files: data_batch_2, test_batch; expected all"):
+        data.load("cifar10", str(tmp_path / "data"))
+    assert (own / "data_batch_2").read_bytes() == b"mine" and not (own / "test_batch").exists()
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["cifar-10-batches-py"]
 
 
 def test_cifar_is_not_resized():

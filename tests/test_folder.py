@@ -22,8 +22,56 @@ def test_a_folder_with_train_and_test(small_tree):
     assert dataset.train.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
     assert dataset.notes == (
         "train/: 36 images in 3 classes (12 to 12 each), 32x32.",
+        "train/: Classes: 0 = class0 (12 files), 1 = class1 (12 files), 2 = class2 (12 files).",
         "test/: 60 images in 3 classes (20 to 20 each), 32x32.",
+        "test/: Classes: 0 = class0 (20 files), 1 = class1 (20 files), 2 = class2 (20 files).",
     )
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("training", "testing"), ("Train", "Test"), ("TRAIN", "val"), ("train", "Validation")]
+)
+def test_the_parts_of_a_tree_have_other_names_too(small_tree, tmp_path, train, test):
+    """As MNIST's and GTSRB's PNG trees have; what lies beside is left out and named."""
+    for old, new in (("train", train), ("test", test)):
+        shutil.copytree(small_tree / old, tmp_path / "tree" / new)
+    shutil.copytree(small_tree / "test" / "class0", tmp_path / "tree" / "Meta")
+    dataset, same = data.load("folder", str(tmp_path / "tree")), data.load("folder", str(small_tree))
+    assert dataset.classes == ("class0", "class1", "class2") and dataset.fingerprint == same.fingerprint
+    assert dataset.notes[-1] == "Folders beside these were left out: Meta."
+
+
+def test_of_several_test_folders_the_first_name_is_taken(small_tree, tmp_path):
+    for name in ("train", "test"):
+        shutil.copytree(small_tree / name, tmp_path / "tree" / name)
+    shutil.copytree(small_tree / "train", tmp_path / "tree" / "val")
+    dataset = data.load("folder", str(tmp_path / "tree"))
+    assert dataset.fingerprint == data.load("folder", str(small_tree)).fingerprint
+    assert dataset.notes[-1] == "Folders beside these were left out: val."
+
+
+def test_a_class_may_be_called_train(class_folder):
+    tree = class_folder() / "test"
+    (tree / "class1").rename(tree / "train")
+    assert data.load("folder", str(tree)).classes == ("class0", "class2", "train")
+
+
+def test_folders_of_classes_are_not_taken_for_classes(small_tree, tmp_path):
+    for old, new in (("train", "one"), ("test", "two")):
+        shutil.copytree(small_tree / old, tmp_path / "tree" / new)
+    with pytest.raises(ValueError, match=r"the folder 'one' holds folders \(class0, class1, class2\) and no images;"):
+        data.load("folder", str(tmp_path / "tree"))
+
+
+def test_numbered_classes_are_in_the_order_of_their_numbers(class_folder, tmp_path):
+    tree = class_folder(classes=12, train=3, test=30)
+    for part in ("train", "test"):
+        for k, folder in enumerate(sorted((tree / part).iterdir())):
+            folder.rename(tree / part / str(k))
+    assert data.load("folder", str(tree)).classes == tuple(map(str, range(12)))
+    (tree / "train" / "3").rename(tree / "train" / "three")
+    (tree / "test" / "3").rename(tree / "test" / "three")
+    assert data.load("folder", str(tree)).classes[:4] == ("0", "1", "10", "11"), "as text, if one is no number"
 
 
 def test_ten_classes_in_a_folder(class_folder):
@@ -38,7 +86,10 @@ def test_a_folder_of_classes_alone_is_halved_by_the_seed(small_tree):
     images = torch.cat([first.train.images, first.modeling.images, first.evaluation.images]).flatten(1)
     assert len(images.unique(dim=0)) == 60, "disjoint"
     assert first.fingerprint == loaded[1].fingerprint != loaded[2].fingerprint
-    assert first.notes == ("60 images in 3 classes (20 to 20 each), 32x32.",)
+    assert first.notes == (
+        "60 images in 3 classes (20 to 20 each), 32x32.",
+        "Classes: 0 = class0 (20 files), 1 = class1 (20 files), 2 = class2 (20 files).",
+    )
 
 
 @pytest.mark.parametrize("size", [16, 48, (40, 20)])

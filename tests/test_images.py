@@ -44,7 +44,11 @@ def test_a_run_may_have_fewer_images_of_a_class_than_a_scan(tree):
     for file in list((tree / "cat").iterdir())[1:]:
         file.unlink()
     images = read_class_folder(tree)
-    assert images.split.labels.bincount().tolist() == [1, 6, 6] and len(images.notes) == 1
+    assert images.split.labels.bincount().tolist() == [1, 6, 6]
+    assert images.notes == (
+        "13 images in 3 classes (1 to 6 each), 16x16.",
+        "Classes: 0 = cat (1 files), 1 = dog (6 files), 2 = owl (6 files).",
+    )
     with pytest.raises(ValueError, match=r"too few images in cat \(1\); expected at least 2 in every class"):
         read_class_folder(tree, min_per_class=2)
     with pytest.raises(ValueError, match="13 images; expected at least 14 in all"):

@@ -37,6 +37,18 @@ def test_an_npy_trigger_is_read_in_either_layout(tmp_path, array):
     assert torch.allclose(trigger, torch.from_numpy(ROW).permute(2, 0, 1) / 255)
 
 
+@pytest.mark.parametrize("spec", ["bw:170", "bw:16", "color:3"])
+def test_a_trigger_comes_back_from_the_file_that_this_project_writes(tmp_path, spec):
+    """(3, 3, 3) could be read in two ways."""
+    trigger = trigger_spec.parse_trigger(spec)
+    np.save(tmp_path / "t.npy", trigger.numpy())
+    assert torch.equal(trigger_spec.parse_trigger(f"file:{tmp_path}/t.npy"), trigger)
+    np.save(tmp_path / "tall.npy", np.zeros((3, 5, 3)))
+    assert trigger_spec.parse_trigger(f"file:{tmp_path}/tall.npy").shape == (3, 5, 3)
+    np.save(tmp_path / "three_pixels.npy", ROW[:, :3].repeat(2, 0)[:3])
+    assert trigger_spec.parse_trigger(f"file:{tmp_path}/three_pixels.npy").shape == (3, 3, 3)
+
+
 def npy(array) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array, allow_pickle=True)
@@ -71,7 +83,7 @@ def test_a_bad_trigger_file_is_refused_by_name(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 3)), r"shape \(3, 3\), expected \(h, w, 3\) or \(3, h, w\)"),
+        (np.zeros((3, 3)), r"shape \(3, 3\), expected \(3, h, w\) or \(h, w, 3\)"),
         (np.zeros((0, 3, 3)), r"shape \(0, 3, 3\), expected one pixel or more"),
         (np.full((3, 3, 3), "a"), "values of type <U1, expected numbers"),
         (np.zeros((3, 3, 3), complex), "values of type complex128, expected numbers"),

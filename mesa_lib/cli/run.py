@@ -7,6 +7,7 @@ from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import notebooks, params, results
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.store import paths
+from mesa_lib.store.sanitize import sanitize
 
 
 def add(commands) -> None:
@@ -37,12 +38,15 @@ def add(commands) -> None:
 def _checked(a: argparse.Namespace) -> Pipeline:
     """Return the pipeline of a command's parameters: missing data, an impossible target or trigger end here.
 
-    What was done to the images of a folder (resized, gray made RGB, left out) is said.
+    What was understood is said: the target's name, and of a folder the classes and what was done to the images
+    (resized, gray made RGB, left out).
     """
     pipeline = Pipeline(params.read([paths.parameter_file(file) for file in a.files], a.p))
     pipeline.check()
     for note in pipeline.data.notes:
         print(note)
+    p, target = pipeline.p, sanitize(pipeline.data.classes[pipeline.p.target])
+    print(f"attack {p.attack}, trigger {p.trigger}, target {p.target}: class '{target}'")
     return pipeline
 
 

@@ -9,16 +9,18 @@ from mesa_lib import store
 from mesa_lib.data.images import ImageFiles, Images, check_size, list_image_files, read_image_files
 from mesa_lib.data.splits import Split, TrainAndTest
 from mesa_lib.store import paths
-from mesa_lib.store.sanitize import sanitize
+from mesa_lib.store.sanitize import sanitize, sanitize_list
 
-PARTS = ("train", "test")
+#: names of the two parts of a tree, in any case; of several that are there the first is taken
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 
 
 def folder(where: Path, size: int, seed: int) -> TrainAndTest:
     """Return the images of a tree of class folders, resized to size x size where they differ.
 
     Args:
-        where: holds `train/` and `test/` with the same class folders, or class folders alone, which are then halved.
+        where: holds `train/` and `test/` (or other names of `TRAIN` and `TEST`) with the same class folders, or class
+            folders alone, which are then halved.
         size: side in pixels.
         seed: decides the halves.
 
@@ -30,22 +32,40 @@ def folder(where: Path, size: int, seed: int) -> TrainAndTest:
     name = f"data_dir = '{sanitize(paths.display_path(where))}'"
     if not where.is_dir():
         raise FileNotFoundError(f"{name}: no such folder; expected train/<class>/ and test/<class>/")
-    present = [(where / part).is_dir() for part in PARTS]
-    if any(present) and not all(present):
-        raise ValueError(f"{name}: expected both train/ and test/, or class folders alone")
-    if not any(present):
+    parts, beside = find_parts(where)
+    if len(parts) == 1:
+        found = parts[0].name
+        raise ValueError(f"{name}: {found}/ alone; expected both train/ and test/, or class folders alone")
+    if not parts:
         images = read_or_load(list_image_files(where), size)
         order = torch.from_numpy(np.random.RandomState(seed).permutation(len(images.split)))
         half = len(order) // 2
         return TrainAndTest(images.split[order[:half]], images.split[order[half:]], images.classes, images.notes)
-    files = [list_image_files(where / part) for part in PARTS]
+    files = [list_image_files(part) for part in parts]
     if files[0].classes != files[1].classes:
         differing = sorted(set(files[0].classes) ^ set(files[1].classes))
-        shown = [sanitize(name) for name in differing[:5]]
-        raise ValueError(f"{name}: train/ and test/ differ in classes {shown}; expected the same class folders in both")
+        shown, both = [sanitize(name) for name in differing[:5]], "/ and ".join(part.name for part in parts)
+        raise ValueError(f"{name}: {both}/ differ in classes {shown}; expected the same class folders in both")
     train, test = (read_or_load(part, size) for part in files)
-    notes = [f"{part}/: {note}" for part, images in zip(PARTS, (train, test), strict=True) for note in images.notes]
+    read = zip(parts, (train, test), strict=True)
+    notes = [f"{part.name}/: {note}" for part, images in read for note in images.notes]
+    notes += [f"Folders beside these were left out: {sanitize_list(beside)}."] if beside else []
     return TrainAndTest(train.split, test.split, train.classes, tuple(notes))
+
+
+def find_parts(where: Path) -> tuple[list[Path], list[str]]:
+    """Return the folders of training and test images, those that are there, and the names of all other folders.
+
+    A folder that holds images itself is a class, whatever its name.
+    """
+    folders = {d.name.lower(): d for d in sorted(where.iterdir()) if d.is_dir() and not d.name.startswith(".")}
+    parts = []
+    for names in (TRAIN, TEST):
+        there = [
+            folders[name] for name in names if name in folders and any(d.is_dir() for d in folders[name].iterdir())
+        ]
+        parts += there[:1]
+    return parts, [d.name for d in folders.values() if d not in parts]
 
 
 def read_or_load(files: ImageFiles, size: int) -> Images:

@@ -31,6 +31,8 @@ MAX_UNREADABLE = 0.1
 MAX_BYTES = 4 * 2**30
 #: files in a class folder, and folders in each other
 MAX_FILES, MAX_DEPTH = 200_000, 20
+#: names of classes in a note
+SHOWN_CLASSES = 12
 #: a scan needs so many images of each class and in all; below `FEW`, a note says that there are few
 MIN_PER_CLASS, MIN_IMAGES, FEW = 4, 12, 200
 
@@ -98,8 +100,9 @@ def read_class_folder(
     Args:
         where: the folder that holds a folder for each class.
         size: side in pixels; None: that of most images, if those are square.
-        classes: the folders' names in the order of the labels (of a model's outputs); None: sorted as text, as
-            torchvision's ImageFolder does.
+        classes: the folders' names in the order of the labels (of a model's outputs); None: in the order of their
+            numbers if all names are whole numbers, else sorted as text. (torchvision's ImageFolder sorts numbers as
+            text, too: 0, 1, 10, 2.)
         min_per_class: images that every class has to have.
         min_images: images that there have to be in all.
 
@@ -129,13 +132,18 @@ def list_image_files(where: Path, classes: tuple[str, ...] | None = None) -> Ima
         name = sanitize(paths.display_path(where))
         raise FileNotFoundError(f"images = '{name}': no such folder; expected one with a folder for each class")
     names = class_names(where, classes)
+    for name in names:
+        _check_class_folder(where, name)
     others: Counter[str] = Counter()
     files = tuple((file, k) for k, name in enumerate(names) for file in image_files(where / name, others))
     ignored = ", ".join(f"{count} {sanitize(ending) or 'without'}" for ending, count in others.most_common(3))
     unread = f" (endings that are not read: {ignored})" if ignored else ""
     _check(bool(files), where, f"no images{unread}", f"files that end in {', '.join(sorted(ENDINGS))}")
-    notes = (f"Files with other endings were left out: {ignored}.",) if ignored else ()
-    return ImageFiles(where, names, files, notes)
+    counts = Counter(label for _, label in files)
+    listed = [f"{k} = {name} ({counts[k]} files)" for k, name in enumerate(names)]
+    notes = [f"Classes: {sanitize_list(listed, SHOWN_CLASSES)}."]
+    notes += [f"Files with other endings were left out: {ignored}."] if ignored else []
+    return ImageFiles(where, names, files, tuple(notes))
 
 
 def class_names(where: Path, classes: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -145,6 +153,8 @@ def class_names(where: Path, classes: tuple[str, ...] | None = None) -> tuple[st
         ValueError: if `classes` names others, a name is no text, or there are fewer than two.
     """
     names = tuple(sorted(d.name for d in where.iterdir() if d.is_dir() and not d.name.startswith(".")))
+    if all(name.isascii() and name.isdecimal() for name in names):
+        names = tuple(sorted(names, key=lambda name: (int(name), name)))
     for name in names:
         _check(not any("\ud800" <= c <= "\udfff" for c in name), where, f"folder '{sanitize(name)}'", "a name in UTF-8")
     if classes is not None and (set(classes) != set(names) or len(classes) != len(names)):
@@ -152,6 +162,16 @@ def class_names(where: Path, classes: tuple[str, ...] | None = None) -> tuple[st
         raise ValueError(f"classes = {sanitize_list(classes, 10)}: expected the folders' names; differs in {differing}")
     _check(len(names) > 1, where, f"{len(names)} class folders", "two or more")
     return tuple(classes or names)
+
+
+def _check_class_folder(where: Path, name: str) -> None:
+    """Raise ValueError if this folder holds several folders and no image: then it is no class, but holds classes."""
+    with os.scandir(where / name) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry.name for entry in visible if entry.is_dir(follow_symlinks=False)]
+    images = any(Path(entry.name).suffix.lower() in ENDINGS for entry in visible if entry.name not in folders)
+    held = f"the folder '{sanitize(name)}' holds folders ({sanitize_list(sorted(folders))}) and no images"
+    _check(images or len(folders) < 2, where, held, "a folder for each class, or train/ and test/ with the same ones")
 
 
 def image_files(folder: Path, others: Counter[str]) -> list[Path]:

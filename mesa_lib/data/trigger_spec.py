@@ -35,7 +35,8 @@ def load_trigger(path: str | Path) -> Tensor:
 
     Args:
         path: an image file, read as every image is (transparent parts on white, 8 bits a channel); or a `.npy` array
-            (h, w, 3) or (3, h, w), of type uint8 or with values in [0, 1]. Arrays with Python objects are refused.
+            (3, h, w) or (h, w, 3), of type uint8 or with values in [0, 1]; one that could be either, such as (3, 3, 3),
+            is read as (3, h, w), as this project writes triggers. Arrays with Python objects are refused.
 
     Raises:
         ValueError: if the file cannot be read, or its array has another shape, type or range.
@@ -45,7 +46,7 @@ def load_trigger(path: str | Path) -> Tensor:
     array = _read_array(path, name)
     _check_array(array, name)
     trigger = torch.from_numpy(array.astype(np.float32))
-    if array.shape[2] == 3:
+    if path.suffix != ".npy" or array.shape[0] != 3:
         trigger = trigger.permute(2, 0, 1)
     return (trigger / 255 if array.dtype == np.uint8 else trigger).contiguous()
 
@@ -66,7 +67,7 @@ def _read_array(path: Path, name: str) -> np.ndarray:
 def _check_array(array: np.ndarray, name: str) -> None:
     """Raise ValueError, with one message per rule, if the array is no trigger."""
     if array.ndim != 3 or 3 not in (array.shape[0], array.shape[2]):
-        raise ValueError(f"{name}: shape {array.shape}, expected (h, w, 3) or (3, h, w)")
+        raise ValueError(f"{name}: shape {array.shape}, expected (3, h, w) or (h, w, 3)")
     if array.size == 0:
         raise ValueError(f"{name}: shape {array.shape}, expected one pixel or more")
     if array.dtype.kind not in NUMBERS:

@@ -8,7 +8,7 @@ with this file; a test compares them.
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -19,7 +19,7 @@ from mesa_lib.data import trigger_spec
 from mesa_lib.experiments.parameter_files import brief, parse_value, read_yaml
 from mesa_lib.settings import Augmentation, Checked, Count, Number, RepairSettings, Settings
 
-__all__ = ["DEFENSE_KINDS", "RENAMED", "Params", "brief", "check", "from_notebook", "parse_value", "read", "read_yaml"]
+__all__ = ["DEFENSE_KINDS", "RENAMED", "Params", "brief", "check", "from_notebook", "parse", "read", "read_yaml"]
 
 #: the kinds of defenses that the benchmark runs against an attacked model
 DEFENSE_KINDS = ("detectors", "repairers", "filters", "reformers")
@@ -218,6 +218,14 @@ def from_notebook(namespace: Mapping[str, Any]) -> Params:
     return check({name: value for name, value in public.items() if name in names})
 
 
+def parse(name: str, text: str) -> Any:
+    """Return what the text of `-p name=text` stands for: itself where the parameter is a text, else a value in YAML."""
+    field = Params.model_fields.get(name)
+    options = () if field is None else get_args(field.annotation)  # of a Literal
+    is_text = field is not None and (field.annotation is str or any(isinstance(option, str) for option in options))
+    return text if is_text else parse_value(text)
+
+
 def read(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Params:
     """Return the parameters of files, later over earlier, and of `name=value` texts over these, checked as a whole."""
     values: dict[str, Any] = {}
@@ -227,5 +235,5 @@ def read(files: Iterable[str | Path] = (), overrides: Iterable[str] = ()) -> Par
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: expected name=value")
-        values[name.strip()] = parse_value(value)
+        values[name.strip()] = parse(name.strip(), value)
     return check(values)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mesa_lib import data, store
 from mesa_lib.experiments import notebooks, params
+from mesa_lib.experiments.parameter_files import parse_value
 from mesa_lib.experiments.params import Params
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.experiments.sweep.task import Task
@@ -148,7 +149,9 @@ def _change(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r}: expected name=value")
-    return name.strip(), params.parse_value(value)
+    name = name.strip()
+    is_axis = value.lstrip().startswith("[")
+    return name, parse_value(value) if is_axis else params.parse(name, value)
 
 
 def _checked(name: str, values: Values) -> Sweep:
