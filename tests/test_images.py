@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mesa_lib.data import Split
+from mesa_lib.data import Split, class_folders
 from mesa_lib.data import images as reader
 from mesa_lib.data.decoding import decode
 from mesa_lib.data.images import Images, read_class_folder, read_images
@@ -184,14 +184,14 @@ def test_no_decoder_starts_a_program(tree, tmp_path, monkeypatch):
 
 def test_depth_and_number_of_files_have_limits(tree, monkeypatch):
     deep = tree / "cat"
-    for _ in range(reader.MAX_DEPTH + 5):
+    for _ in range(class_folders.MAX_DEPTH + 5):
         deep = deep / "d"
     deep.mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"folders nested more than {reader.MAX_DEPTH} deep; expected images in class"):
+    with pytest.raises(ValueError, match=f"folders nested more than {class_folders.MAX_DEPTH} deep; expected"):
         read_images(tree)
-    monkeypatch.setattr(reader, "MAX_FILES", 5)
+    monkeypatch.setattr(class_folders, "MAX_FILES", 5)
     with pytest.raises(ValueError, match="more than 5 files"):
-        reader.image_files(tree / "dog", Counter())
+        class_folders.image_files(tree / "dog", Counter())
 
 
 def test_sides_and_bytes_have_limits(tree, monkeypatch):

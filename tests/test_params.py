@@ -180,6 +180,17 @@ def test_a_number_of_another_kind_is_refused_as_it_was_written(write, text):
             read()
 
 
+def test_a_target_is_a_label_or_the_name_of_a_class(class_folder, write):
+    tree = class_folder()
+    named = [f"dataset: folder\ndata_dir: {tree}\ntarget: {target}" for target in ("class2", "2")]
+    assert [params.read([write(text)]).target for text in named] == [2, 2]
+    assert params.read([], ["target=7"]).target == params.check({"target": "7"}).target == 7
+    with pytest.raises(ValueError, match="target = .class9.: expected a label from 0 to 2, or one of class0, class1"):
+        params.read([], ["dataset=folder", f"data_dir={tree}", "target=class9"])
+    with pytest.raises(ValueError, match="target = 'seven': expected a label from 0 to 9, or one of 0, 1, 2"):
+        params.read([], ["target=seven"])
+
+
 def test_a_truth_value_is_no_trigger(write):
     with pytest.raises(ValueError, match="trigger = True"):
         params.read([write("trigger: true")])

@@ -4,16 +4,32 @@
 anything is downloaded. `folder` is any tree of class folders.
 """
 
+from functools import cache
+
 from mesa_lib.data.cifar import cifar
+from mesa_lib.data.class_folders import list_image_files
 from mesa_lib.data.digits import MODELING_SHARE as DIGITS_MODELING_SHARE
 from mesa_lib.data.digits import digits
-from mesa_lib.data.folder import folder
+from mesa_lib.data.folder import find_parts, folder
 from mesa_lib.data.splits import Dataset, channel_statistics, fingerprint, split
 from mesa_lib.store import paths
 
 NAMES = ("digits", "cifar10", "cifar100", "folder")
 #: part of the test images that is for modeling, as in the paper; the rest is for evaluation
 MODELING_SHARE = 0.8
+
+
+@cache
+def class_names(name: str, data_dir: str = "") -> tuple[str, ...]:
+    """Return the names of the classes in the order of their labels, as `load` does; of a folder without its images.
+
+    Args and errors: as in `load`.
+    """
+    if name != "folder":
+        return load(name, data_dir).classes
+    where = paths.data_folder(data_dir)
+    parts = find_parts(where)[0] if where.is_dir() else []
+    return list_image_files(parts[0] if parts else where).classes
 
 
 def load(name: str, data_dir: str = "", split_seed: int = 0, image_size: int = 32) -> Dataset:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from mesa_lib import store
-from mesa_lib.data.images import ImageFiles, Images, check_size, list_image_files, read_image_files
+from mesa_lib.data.class_folders import ImageFiles, list_image_files
+from mesa_lib.data.images import Images, check_size, read_image_files
 from mesa_lib.data.splits import Split, TrainAndTest
 from mesa_lib.store import paths
 from mesa_lib.store.sanitize import sanitize, sanitize_list

@@ -45,7 +45,8 @@ def convolutions_with_norms(model: nn.Module, image: Tensor) -> list[tuple[str, 
     made_by, pairs = {}, {}
 
     def convolved(conv: nn.Conv2d, _, output: Tensor) -> None:
-        made_by[output.grad_fn] = conv
+        if output.grad_fn is not None:
+            made_by[output.grad_fn] = conv
 
     def normalized(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         node = inputs[0].grad_fn

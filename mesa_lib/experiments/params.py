@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from mesa_lib import device as devices
 from mesa_lib.attacks import ATTACKS
 from mesa_lib.attacks.badnets import COVERS
-from mesa_lib.data import trigger_spec
+from mesa_lib.data import class_names, trigger_spec
 from mesa_lib.experiments.parameter_files import brief, parse_value, read_yaml
 from mesa_lib.settings import Augmentation, Checked, Count, Number, RepairSettings, Settings
+from mesa_lib.store.sanitize import sanitize_list
 
 __all__ = ["DEFENSE_KINDS", "RENAMED", "Params", "brief", "check", "from_notebook", "parse", "read", "read_yaml"]
 
@@ -84,6 +85,17 @@ class AttackedModelSettings(Checked):
         if isinstance(value, str) and value in RENAMED_ATTACKS:
             raise ValueError(f"this attack was renamed; write {RENAMED_ATTACKS[value]}")
         return value
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _label_of_target(cls, value: Any, info: ValidationInfo) -> Any:
+        """Return the label of the class of this name; the data set is known by now, if it is one."""
+        if not isinstance(value, str) or value.strip().lstrip("+-").isdecimal() or "dataset" not in info.data:
+            return value
+        names = class_names(info.data["dataset"], info.data.get("data_dir", ""))
+        if value not in names:
+            raise ValueError(f"expected a label from 0 to {len(names) - 1}, or one of {sanitize_list(names, 12)}")
+        return names.index(value)
 
     @field_validator("more_triggers")
     @classmethod
@@ -170,7 +182,7 @@ def _parse_trigger(spec: str) -> None:
 
 
 def check(values: Mapping[str, Any]) -> Params:
-    """Return the checked parameters; all others have their defaults.
+    """Return the checked parameters; all others have their defaults. The target may be given by its name.
 
     Raises:
         ValueError: one line for each bad parameter, with its value and what was expected.
