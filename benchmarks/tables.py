@@ -1,9 +1,12 @@
 """Put the tables of results/*.json into benchmarks/README.md: `python benchmarks/tables.py`."""
 
+import statistics
+
 from presets import RATES
 from speed import best_rates
 
-from mesa_lib.reporting.tables import readme
+from mesa_lib.evaluation import intervals
+from mesa_lib.reporting.tables import attackers, readme
 from mesa_lib.store import paths
 
 #: measured beforehand on a machine with AMX, ResNet-18, batch 128: how many times faster than plain each rung is, and
@@ -162,7 +165,97 @@ def sweep(content: dict) -> str:
     return "\n".join(lines + [row([name, *(cells[model] for model in models)]) for name, cells in table.items()])
 
 
+# --- attackers who hide ----------------------------------------------------------------------------------
+
+
+def attackers_table(content: dict) -> str:
+    """Return what every repair leaves of each attacker's triggers, the paired differences, and the residual checks."""
+    runs = content["runs"]
+    made = runs[0]["made"]
+    triggers = ", ".join(dict.fromkeys(f"`{run['trigger']}`" for run in runs))
+    answers = [f"{title}: {attackers.answer(runs, title)}" for title in list(attackers.COMPARISONS)[:3]]
+    tables = [
+        attackers.markdown(attackers.left(runs), "ASR (%): mean (worst)"),
+        attackers.markdown(attackers.differences(runs), "points: mean (95% CI)"),
+        attackers.markdown(attackers.checks(runs), "the residual check"),
+    ]
+    caption = (
+        f"{len(runs)} models ({triggers}); the number of models of each attacker in brackets; {made['device_name']}, "
+        f"torch {made['torch']}. By the rule: {'; '.join(answers)}."
+    )
+    return "\n\n".join([*tables, caption])
+
+
+def official(content: dict) -> str:
+    """Return one line a model: the authors' procedure beside ours; then the paired differences."""
+    names = ("attacked", "official, repaired as published", "official, our repair", "ours", "ideal")
+    lines = head(["model", *names, "held-out F of the levels: official / ours", "seconds"])
+    for run in content["runs"]:
+        success = " / ".join(", ".join(f"{F:.2f}" for F in run["success"][name]) for name in ("official", "ours"))
+        seconds = " / ".join(f"{run['seconds'][name]:.0f}" for name in ("official", "ours"))
+        rates = [f"{100 * run[name]['asr']:.1f}%" for name in names]
+        lines.append(row([f"`{run['trigger']}`, seed {run['seed']}", *rates, success, seconds]))
+    differences = []
+    for name in names[1:3]:
+        values = [100 * (run["ours"]["asr"] - run[name]["asr"]) for run in content["runs"]]
+        low, high = intervals.t_interval(values)
+        differences.append(f"{sum(values) / len(values):+.1f} ({low:+.1f} to {high:+.1f}) against {name}")
+    made = content["made"]
+    return "\n".join(lines) + (
+        f"\n\nASR after the repair, ours minus theirs, in points (95% CI, t): {'; '.join(differences)}. "
+        f"{made['device_name']}, torch {made['torch']}."
+    )
+
+
+def residual_check(content: dict) -> str:
+    """Return how often the check raises an alarm on models without a backdoor, and what it finds."""
+    columns = ["model", "not clear", "95% CI", "search, median (highest)", "new generator, median (highest)", "seconds"]
+    lines = head(columns)
+    for name in ("clean model", "clean model, repaired"):
+        found = [run[name] for run in content["runs"]]
+        alarms = sum(not check["clear"] for check in found)
+        low, high = intervals.clopper_pearson(alarms, len(found))
+        rates = [
+            f"{percent(statistics.median(values))} ({percent(max(values))})"
+            for values in ([check[part] for check in found] for part in ("searched", "sampled"))
+        ]
+        seconds = f"{statistics.median(check['seconds'] for check in found):.0f}"
+        alarm = [f"{alarms} of {len(found)}", f"{100 * low:.0f}–{100 * high:.0f}%"]
+        lines.append(row([name, *alarm, *rates, seconds]))
+    models = len({run["seed"] for run in content["runs"]})
+    p, made = content["params"], content["made"]
+    return "\n".join(lines) + (
+        f"\n\n{p.get('dataset', 'digits')}: {models} clean models, each class of each taken for the target; "
+        f"{made['device_name']}, {made['threads']} threads, torch {made['torch']}."
+    )
+
+
+def repair_loss(content: dict) -> str:
+    """Return one line a variant: clean accuracy lost, and the ASR left, of each model."""
+    models = list(dict.fromkeys(run["trigger"] for run in content["runs"]))
+    names = ("images", "repair_loss", "repair_statistics", "repair_lr")
+    lines = head(
+        [*(name.replace("repair_", "") for name in names), *(f"`{model}`: points lost / ASR" for model in models)]
+    )
+    table: dict[tuple, dict[str, str]] = {}
+    for run in content["runs"]:
+        if run.get("diverged"):
+            cell = "diverged"
+        else:
+            lost = 100 * (run["before"]["clean_accuracy"]["rate"] - run["clean_accuracy"]["rate"])
+            cell = f"{lost:.1f} / {percent(run['asr']['rate'])}"
+        table.setdefault(tuple(str(run[name]) for name in names), {})[run["trigger"]] = cell
+    return "\n".join(lines + [row([*key, *(cells.get(model, "") for model in models)]) for key, cells in table.items()])
+
+
 TABLES = {
+    "hidden-digits": attackers_table,
+    "adaptive-digits": attackers_table,
+    "cifar10-covered": attackers_table,
+    "official": official,
+    "residual-check": residual_check,
+    "residual-cifar": residual_check,
+    "repair-loss": repair_loss,
     "speed": speed,
     "speed-resnet18": speed,
     "presets": presets,

@@ -8,7 +8,7 @@ from mesa_lib.evaluation.intervals import t_interval
 from mesa_lib.reporting.tables import attackers
 
 
-def made_up(mesa=0.01, best=0.02, every=0.02, without=0.01, rounds=0.01, clear=(True,), **params):
+def made_up(mesa=0.01, best=0.02, every=0.02, without=0.01, rounds=0.01, clear=(True,), failed=(), **params):
     """A run with these ASR after the repairs; all others leave 1%, the attacked model has 98%."""
     rates = dict.fromkeys(attackers.ROWS, 0.01) | {"attacked": 0.98, "MESA": mesa, "MESA rounds": rounds}
     rates |= {"best inversion": best, "all inversions": every}
@@ -17,6 +17,8 @@ def made_up(mesa=0.01, best=0.02, every=0.02, without=0.01, rounds=0.01, clear=(
     (single,) = [row for row in rows if row["model"] == "single inversion"]
     rows.remove(single)
     rows += [{"model": f"single inversion {k}", "asr": {"rate": rate}} for k, rate in ((1, 0.1), (2, 0.3))]
+    for row in rows:
+        row |= {"failed": "it says why"} if row["model"] in failed else {}
     p = {"attack": "covered", "cover": "mixed", "more_triggers": "", "poison_rate": 0.1} | params
     return {"params": p, "rows": rows, "levels": levels, "rounds": [{"clear": said} for said in clear]}
 
@@ -61,10 +63,11 @@ def test_residual_checks_are_counted_by_what_they_should_have_said():
     runs = [
         made_up(mesa=0.5, clear=(False, True)),  # missed and noticed
         made_up(mesa=0.5, rounds=0.4, clear=(True,)),  # missed and not noticed
+        made_up(mesa=0.5, rounds=0.4, clear=(True,), failed=("MESA", "MESA rounds")),  # missed, and both rows say so
         made_up(clear=(False, True)),  # a false alarm
         made_up(),
     ]
-    expected = {"models": 4, "missed by one round": 2, "noticed": 1, "false alarms": 1, "false all-clear": 1}
+    expected = {"models": 5, "missed by one round": 3, "said so": 2, "false alarms": 1, "false all-clear": 1}
     assert attackers.checks(runs).loc["all attackers"].to_dict() == expected
 
 

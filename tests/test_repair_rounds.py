@@ -115,6 +115,21 @@ def test_rounds_fail_if_the_last_check_still_finds_a_trigger(closes_in, failed):
     assert not failed or result.about["failed"] == "the last residual check still finds a trigger"
 
 
+def test_a_clear_check_after_a_modeling_that_found_nothing_is_no_all_clear():
+    """The backdoor cannot be found: every level misses, the search finds nothing, and so does the check."""
+    view = view_with(closes_in=0)
+    torch.nn.init.zeros_(view.model.scale)
+    levels = [Level(0.9, torch.nn.Identity(), 0.0, success=0.0)]
+    first = TriggerDistribution(levels, [1.0], TINY)
+    first.sample = lambda n, rng: torch.zeros(n, 3, 3, 3)
+    result = RepairRounds(TINY, search=SMALL, first=first).repair(view)
+    assert [record["clear"] for record in result.about["rounds"]] == [True]
+    assert result.about["failed"] == repair_rounds.NOTHING_KNOWN
+    found = TriggerDistribution([Level(0.9, torch.nn.Identity(), 0.0, success=0.9)], [1.0], TINY)
+    found.sample = first.sample
+    assert "failed" not in RepairRounds(TINY, search=SMALL, first=found).repair(view).about
+
+
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_it_ends_after_so_many_rounds_and_does_not_report_clear(monkeypatch, rounds):
     calls = modeled_betas(monkeypatch)

@@ -72,7 +72,7 @@ class MESARepair(StampingRepair):
         failed += f"; a trigger search found {rate:.0%}"
         failed += ": nothing that succeeds is known" if found is None else ", what it found is stamped"
         source = distribution.sample if found is None else retrain.jitter(found)
-        return source, {"missed": missed, "failed": failed}
+        return source, {"missed": missed, "failed": failed, "found": found is not None}
 
     def searched(self, view: DefenderView) -> tuple[Tensor | None, float]:
         """Return the best triggers that a search finds, None if they do not succeed, and the ASR of the best."""

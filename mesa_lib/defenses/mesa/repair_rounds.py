@@ -17,13 +17,19 @@ from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.retrain import TriggerSource, jitter, mixture, stamping
 from mesa_lib.settings import Settings
 
+#: a clear check proves nothing if the same means found nothing where the backdoor was
+NOTHING_KNOWN = (
+    "no trigger that succeeds was found on the attacked model either, so a clear residual check says nothing"
+)
+
 
 @dataclass
 class RepairRounds(Repairer):
     """Repair, check, and repair again with what the check found, until it finds nothing.
 
     The first round is `MESARepair`. The next round stamps what the first one did, the samples of new generators that
-    succeed, and triggers near those that searches found.
+    succeed, and triggers near those that searches found. If nothing at all that succeeds was found before the first
+    round, a clear check says nothing, since it looks with the same means; the result then says `failed`.
 
     Attributes:
         settings: of the modeling.
@@ -52,7 +58,8 @@ class RepairRounds(Repairer):
         first = MESARepair(self.settings, fitted=distribution, search=self.search)
         result = self.first_repair or first.repair(view)
         model, history, records = result.model, list(result.history), []
-        sampled, searched = [first.source(view)[0]], []
+        source, about = first.source(view)
+        sampled, searched = [source], []
         for number in range(self.rounds):
             if number:
                 model = copy.deepcopy(model)
@@ -67,7 +74,11 @@ class RepairRounds(Repairer):
                 sampled.append(found.distribution.sample)
             if residual.searched >= self.clear_below:
                 searched.append(jitter(found.triggers))
-        failed = {} if records[-1]["clear"] else {"failed": "the last residual check still finds a trigger"}
+        failed = {}
+        if not records[-1]["clear"]:
+            failed = {"failed": "the last residual check still finds a trigger"}
+        elif not about.get("found", True) and len(records) == 1:
+            failed = {"failed": NOTHING_KNOWN}
         return RepairResult(model, history, {"rounds": records} | failed)
 
     def check(

@@ -96,20 +96,25 @@ def answer(runs: Sequence[dict], title: str) -> str:
 def checks(runs: Sequence[dict]) -> pd.DataFrame:
     """Return, for each attacker, how often the first round of MESA missed, and what the residual check said.
 
-    A round missed if the attacker's triggers keep an ASR above `LEFT`. `noticed`: missed, and the check is not clear;
-    `false alarms`: not missed, and the check is not clear; `false all-clear`: the last check is clear, and the
-    attacker's triggers keep more.
+    A round missed if the attacker's triggers keep an ASR above `LEFT`. `said so`: missed, and MESA's row says that it
+    failed, or its check is not clear; `false alarms`: not missed, and the check is not clear; `false all-clear`: the
+    row of the rounds says nothing, and the attacker's triggers keep more.
     """
+
+    def says(run: dict, model: str) -> bool:
+        return any(row["model"] == model and "failed" in row for row in run["rows"])
+
     lines = {}
     for name, group in {"all attackers": list(runs), **by_attacker(runs)}.items():
         missed = [run for run in group if rate(run, "MESA") > LEFT]
         alarm = [run for run in group if not run["rounds"][0]["clear"]]
+        all_clear = [run for run in group if run["rounds"][-1]["clear"] and not says(run, "MESA rounds")]
         lines[name] = {
             "models": len(group),
             "missed by one round": len(missed),
-            "noticed": sum(run in missed for run in alarm),
+            "said so": sum(run in alarm or says(run, "MESA") for run in missed),
             "false alarms": sum(run not in missed for run in alarm),
-            "false all-clear": sum(run["rounds"][-1]["clear"] and rate(run, "MESA rounds") > LEFT for run in group),
+            "false all-clear": sum(rate(run, "MESA rounds") > LEFT for run in all_clear),
         }
     return pd.DataFrame(lines).T
 
