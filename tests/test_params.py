@@ -191,6 +191,15 @@ def test_a_target_is_a_label_or_the_name_of_a_class(class_folder, write):
         params.read([], ["target=seven"])
 
 
+def test_what_was_there_before_the_first_cell_is_no_parameter():
+    """Variables of IPython's startup files; one that the notebook sets anew is its own."""
+    shell = types.SimpleNamespace(user_ns_hidden={"DATA": "/mnt/data", "sead": 3, "seed": 5})
+    namespace = {"get_ipython": lambda: shell, "DATA": "/mnt/data", "seed": 7}
+    assert params.from_notebook(namespace).seed == 7
+    with pytest.raises(ValueError, match="sead = 4: there is no such parameter; did you mean seed"):
+        params.from_notebook(namespace | {"sead": 4})
+
+
 def test_a_truth_value_is_no_trigger(write):
     with pytest.raises(ValueError, match="trigger = True"):
         params.read([write("trigger: true")])

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import nbformat
 import pandas as pd
@@ -17,7 +19,7 @@ import torch
 from PIL import Image
 from toy_notebooks import toy_repository
 
-from mesa_lib.cli import main
+from mesa_lib.cli import main, run
 from mesa_lib.experiments import kernels, notebooks, params
 from mesa_lib.experiments.ahead import trained_ahead
 from mesa_lib.store import paths
@@ -106,9 +108,20 @@ TINY = SMALL | {"image_size": 16, "width": 4, "triggers_per_step": 8, "batch_siz
 
 
 def test_a_series_has_one_kernel_that_is_emptied_before_each_notebook(toys, tmp_path, monkeypatch, capfd):
-    """Its environment is its own: nothing is written into that of this process."""
+    """Its environment is its own: nothing is written into that of this process.
+
+    Neither a kernel of another environment that Jupyter finds first, nor the user's startup files have a say in it.
+    """
+    other, startup = tmp_path / "jupyter" / "kernels" / "python3", tmp_path / "ipython" / "profile_default" / "startup"
+    for folder in (other, startup):
+        folder.mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
+    (other / "kernel.json").write_text(json.dumps(spec | {"display_name": "other", "language": "python"}))
+    (startup / "00.py").write_text("DATA = '/mnt/data'\nimport numpy as np\nnp.random.seed(3)")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     step = "import os\nprint(os.getpid(), [name for name in ('MESA_BATCH', 'MESA_PROGRESS', 'MALLOC_MMAP_MAX_', 'X') "
-    step += "if os.environ.get(name)])\nassert 'seen' not in globals()\nseen = p"
+    step += "if os.environ.get(name)])\nassert 'seen' not in globals() and 'DATA' not in globals()\nseen = p"
     for name in ("01_attacking", "02_modeling"):
         book = nbformat.read(toys / "notebooks" / f"{name}.ipynb", 4)
         book.cells[4].source = step
@@ -193,6 +206,47 @@ def test_a_notebook_that_fails_is_named_and_its_copy_is_kept(shared_store, tmp_p
         notebooks.run_series(params.Params(), ["01"], tmp_path / "out")
     assert (tmp_path / "out" / "01_attacking.failed.ipynb").is_file()
     assert not (tmp_path / "out" / "01_attacking.ipynb").exists()
+
+
+def test_a_finished_notebook_stays_until_there_is_another(tmp_path, monkeypatch):
+    """The second run of the notebook is stopped, as by Ctrl-C."""
+    source, out = tmp_path / "01_attacking.ipynb", tmp_path / "out"
+    nbformat.write(nbformat.v4.new_notebook(), source)
+    out.mkdir()
+    (out / source.name).write_text("finished")
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(notebooks, "execute", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        notebooks.run_notebook(source, {}, out, None, [])
+    assert (out / source.name).read_text() == "finished"
+
+
+def test_a_folder_has_one_run(tmp_path, monkeypatch):
+    """Runs of other parameters are refused, and of two equal ones the second waits."""
+    p, out = params.check(TINY), tmp_path / "out"
+    monkeypatch.setenv("MESA_RUNS", str(tmp_path / "runs"))
+    inside = []
+
+    def run_notebooks(p, names, folder, environment):
+        inside.append("in")
+        time.sleep(0.5)
+        assert inside.count("in") - inside.count("out") == 1
+        inside.append("out")
+        return [Path("01_attacking.ipynb")]
+
+    monkeypatch.setattr(notebooks, "run_notebooks", run_notebooks)
+    threads = [threading.Thread(target=notebooks.run_series, args=(p, ["01"], out)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside == ["in", "out"] * 2
+    with pytest.raises(ValueError, match=r"out = .*: holds a run with other parameters \(params.json\)"):
+        notebooks.run_series(p.replace(seed=1), ["01"], out)
+    assert len(inside) == 4 and json.loads((out / "params.json").read_text())["seed"] == 0
 
 
 BAD = {
@@ -304,7 +358,7 @@ def test_a_stopped_command_says_what_is_kept(stop, code, monkeypatch, capsys):
     def stopped():
         raise stop
 
-    monkeypatch.setattr(notebooks, "parameter_reference", stopped)
+    monkeypatch.setattr(run, "parameter_reference", stopped)
     assert main.main(["params"]) == code
     assert "stopped; what was finished is kept" in capsys.readouterr().err
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import papermill
+
 from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import notebooks, params, results
 from mesa_lib.experiments.pipeline import Pipeline
@@ -75,8 +77,18 @@ def check_parameters(a: argparse.Namespace) -> int:
 
 def list_parameters(a: argparse.Namespace) -> int:
     """Show all parameters."""
-    print(notebooks.parameter_reference())
+    print(parameter_reference())
     return 0
+
+
+def parameter_reference() -> str:
+    """Return all parameters with default and meaning, and the notebooks that declare them."""
+    declared = {name: papermill.inspect_notebook(str(notebooks.notebook_path(name))) for name in notebooks.SERIES}
+    defaults, lines = params.Params().model_dump(), []
+    for name, field in params.Params.model_fields.items():
+        where = " ".join(book[:2] for book, names in declared.items() if name in names) or notebooks.VICTIM_NOTEBOOK
+        lines.append(f"{name:<20}{defaults[name]!r:<15} {where:<13}{field.description}")
+    return "\n".join(lines)
 
 
 def refresh(a: argparse.Namespace) -> int:

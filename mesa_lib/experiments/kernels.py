@@ -1,15 +1,20 @@
 """Kernels that execute notebooks: each with an environment of its own, and one for all notebooks of a run.
 
 Starting a kernel and importing torch, pandas and matplotlib takes several seconds, so a run starts a single kernel and
-empties it before each further notebook.
+empties it before each further notebook. A kernel is always this environment's interpreter, whatever kernels Jupyter has
+been told of, and reads no startup files of the user.
 """
 
 import os
+import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import nbformat
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, papermill_engines
@@ -38,6 +43,22 @@ get_ipython().reset(new_session=True)
 """
 
 
+class OwnInterpreter(KernelSpecManager):
+    """Knows one kernel, under every name: the interpreter of this process."""
+
+    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """Return the kernel of this environment."""
+        return KernelSpec(**get_kernel_dict())  # its command begins with `sys.executable`
+
+
+def new_client(book: nbformat.NotebookNode, **options) -> NotebookClient:
+    """Return a client for this notebook whose kernel, once it is started, is this environment's interpreter."""
+    client = NotebookClient(book, **OPTIONS | options)
+    name, config = OPTIONS["kernel_name"], OPTIONS["config"]
+    client.km = AsyncKernelManager(kernel_name=name, kernel_spec_manager=OwnInterpreter(), config=config)
+    return client
+
+
 def kernel_environment(changes: Mapping[str, str] = {}) -> dict[str, str]:
     """Return the environment of a kernel: that of this process, with freed memory kept, and with the changes."""
     return os.environ | KEEP_MEMORY | {"MESA_BATCH": "1"} | changes
@@ -48,9 +69,10 @@ class SharedKernel:
 
     def __init__(self, environment: Mapping[str, str] = {}):
         """`environment`: variables of the kernel beside those of this process."""
-        self.environment = kernel_environment(environment)
         self._client: NotebookClient | None = None
         self._stack = ExitStack()
+        own_folder = self._stack.enter_context(tempfile.TemporaryDirectory())
+        self.environment = kernel_environment({"IPYTHONDIR": own_folder} | environment)
 
     def __enter__(self) -> "SharedKernel":
         return self
@@ -61,7 +83,7 @@ class SharedKernel:
     def client(self) -> NotebookClient:
         """Return a client whose kernel has no variables; RuntimeError if it does not start or has died."""
         if self._client is None:
-            client = NotebookClient(nbformat.v4.new_notebook(), **OPTIONS)
+            client = new_client(nbformat.v4.new_notebook())
             self._stack.enter_context(client.setup_kernel(env=self.environment))
             self._client = client
         else:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import nbformat
 import papermill
-from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
@@ -82,7 +81,8 @@ def series_folder(p: Params) -> str:
 def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None) -> Path:
     """Run the notebooks in order and return the folder of the outputs.
 
-    A stage that an earlier run trained is loaded, so a run that was stopped goes on from there.
+    A stage that an earlier run trained is loaded, so a run that was stopped goes on from there. Of two runs in one
+    folder the second waits for the first.
 
     Args:
         out: gets each executed notebook, its figures as PNG files, and after the last notebook of the series
@@ -90,14 +90,27 @@ def run_series(p: Params, names: Sequence[str] = SERIES, out: Path | None = None
 
     Raises:
         SeriesFailed: if a notebook fails; its copy is kept as `<name>.failed.ipynb`.
+        ValueError: if the folder holds a run of other parameters.
     """
     out = out or paths.runs() / "series" / series_folder(p)
     needs_tables = notebook_path(names[-1]).stem == SERIES[-1]
-    with trained_ahead(p) if needs_tables else contextlib.nullcontext({}) as environment:
-        sources = run_notebooks(p, names, out, environment=environment)
-    if sources[-1].stem == SERIES[-1]:
-        write_result(p, out)
+    with store.lock(f"series-{store.config_key({'out': str(out.resolve())})}"):
+        claim_folder(p, out)
+        with trained_ahead(p) if needs_tables else contextlib.nullcontext({}) as environment:
+            sources = run_notebooks(p, names, out, environment=environment)
+        if sources[-1].stem == SERIES[-1]:
+            write_result(p, out)
     return out
+
+
+def claim_folder(p: Params, out: Path) -> None:
+    """Write the parameters of a run to its folder; ValueError if it holds a run of others, which would be mixed."""
+    file, values = out / "params.json", json.dumps(p.model_dump(), indent=1)
+    if file.is_file() and file.read_text() != values:
+        name = paths.display_path(out)
+        raise ValueError(f"out = {name}: holds a run with other parameters (params.json); expected another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    store.write_atomic(file, values)
 
 
 def run_notebooks(
@@ -136,7 +149,7 @@ def run_notebook(source: Path, values: dict, out: Path, kernel: kernels.SharedKe
     """
     target, scratch = out / source.name, out / f".running-{source.name}"
     failed = target.with_suffix(".failed.ipynb")
-    for old in (scratch, failed, target):  # of an earlier try
+    for old in (scratch, failed):  # of an earlier try; a complete copy stays until there is another
         old.unlink(missing_ok=True)
     try:
         execute(source, scratch, values, kernel)
@@ -171,7 +184,8 @@ def execute(source: Path, target: Path, values: dict, kernel: kernels.SharedKern
         raise SeriesFailed(f"{error.ename}: {error.evalue}") from error
     except (CellTimeoutError, RuntimeError) as error:  # of the kernel: it died, or never started
         died = isinstance(error, DeadKernelError) or "died" in str(error)
-        reason = "its kernel died (killed, or out of memory)" if died else " ".join(str(error).split())
+        dead = f"its kernel ({sys.executable}) died: killed, out of memory, or without ipykernel"
+        reason = dead if died else " ".join(str(error).split())
         raise SeriesFailed(reason) from error
 
 
@@ -207,7 +221,7 @@ def refresh(names: Sequence[str]) -> None:
         source, start = notebook_path(name), time.monotonic()
         book = nbformat.read(source, 4)
         folder = {"metadata": {"path": str(source.parent)}}
-        NotebookClient(book, timeout=3600, resources=folder, **kernels.OPTIONS).execute(env=environment)
+        kernels.new_client(book, timeout=3600, resources=folder).execute(env=environment)
         scratch = source.with_suffix(".tmp")
         nbformat.write(clean(book), scratch)
         os.replace(scratch, source)
@@ -280,13 +294,3 @@ def write_result(p: Params, out: Path) -> None:
     content = {"params": p.model_dump(), "rows": rows, "made": reports[p.attack].made}
     store.write_atomic(out / "result.json", json.dumps(content, indent=1))
     store.write_atomic(out / "table.csv", metrics.table(rows).to_csv(index=False))
-
-
-def parameter_reference() -> str:
-    """Return all parameters with default and meaning, and the notebooks that declare them."""
-    declared = {name: papermill.inspect_notebook(str(notebook_path(name))) for name in SERIES}
-    defaults, lines = Params().model_dump(), []
-    for name, field in Params.model_fields.items():
-        where = " ".join(book[:2] for book, names in declared.items() if name in names) or VICTIM_NOTEBOOK
-        lines.append(f"{name:<20}{defaults[name]!r:<15} {where:<13}{field.description}")
-    return "\n".join(lines)

@@ -221,8 +221,13 @@ def from_notebook(namespace: Mapping[str, Any]) -> Params:
         namespace: the notebook's variables; left unchanged.
     """
     devices.keep_memory()
+    # what IPython had before the first cell, such as variables of the user's startup files, is not the notebook's
+    shell = namespace["get_ipython"]() if "get_ipython" in namespace else None
+    hidden = getattr(shell, "user_ns_hidden", {})
     public = {
-        name: value for name, value in namespace.items() if not name.startswith("_") and name not in ("In", "Out")
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in ("In", "Out") and hidden.get(name, hidden) is not value
     }
     earlier = next((value for value in public.values() if isinstance(value, Params)), Params())
     plain = str | int | float | bool | None | list | tuple

@@ -283,14 +283,7 @@ class Pipeline:
 
         A text `failed` says that nothing stamped succeeds, or that the residual check of `MESA` still finds a trigger.
         """
-        models = {"clean model": self.clean(), "attacked": self.attacked()}
-        rows = [{"model": name, "triggers stamped": "", **self.measured(model)} for name, model in models.items()]
-        for name in controls:
-            for repeat in range(self.p.inversion_repeats if name == "single inversion" else 1):
-                repaired = self.repaired(name, repeat)
-                check = self.repaired("MESA rounds").about["rounds"][0] if name == "MESA" else None
-                rows.append(repairs.row_head(name, repeat, repaired.about, check) | self.measured(repaired))
-        return rows
+        return repairs.table_rows(self, controls)
 
     def report(self) -> store.Artifact:
         """Return the artifact of the table with all parameters: the result of the series of notebooks."""

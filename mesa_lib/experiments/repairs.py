@@ -1,6 +1,7 @@
 """All repairs by name, with the settings of the parameters: the controls of the table, and those of the registry."""
 
 import logging
+from collections.abc import Iterable
 from typing import Protocol
 
 from mesa_lib import store
@@ -37,6 +38,8 @@ CONTROLS = {
     "clean model, repaired": "samples of the trigger distribution, on the clean model",
 }
 _warned: set[str] = set()
+#: not empty while a table is made, whose rows then warn in their order, as they do when the table is loaded
+_rows_warn: list[bool] = []
 #: the highest level of MESA, modeled without the entropy term: what the entropy adds to the repair
 WITHOUT_ENTROPY = "MESA, highest level, alpha 0"
 #: the control that starts from the clean model: what the repair does to a model without a backdoor
@@ -79,11 +82,28 @@ def warn_of_rows(rows: list[dict]) -> None:
 
 
 def warn_if_failed(name: str, result: dict) -> None:
-    """Log a warning, once in a process, if a repair says that nothing it stamped succeeds, done now or loaded."""
+    """Log a warning, once in a process, if a repair says that it failed, done now or loaded."""
     text = f"{name}: {result.get('failed')}"
-    if "failed" in result and text not in _warned:
+    if "failed" in result and text not in _warned and not _rows_warn:
         _warned.add(text)
         logging.getLogger("mesa_lib").warning(text)
+
+
+def table_rows(pipeline: "Stages", controls: Iterable[str]) -> list[dict]:
+    """Return the rows of `Pipeline.table`, and warn of those that say `failed`."""
+    models = {"clean model": pipeline.clean(), "attacked": pipeline.attacked()}
+    rows = [{"model": name, "triggers stamped": "", **pipeline.measured(model)} for name, model in models.items()]
+    _rows_warn.append(True)
+    try:
+        for name in controls:
+            for repeat in range(pipeline.p.inversion_repeats if name == "single inversion" else 1):
+                repaired = pipeline.repaired(name, repeat)
+                check = pipeline.repaired("MESA rounds").about["rounds"][0] if name == "MESA" else None
+                rows.append(row_head(name, repeat, repaired.about, check) | pipeline.measured(repaired))
+    finally:
+        _rows_warn.pop()
+    warn_of_rows(rows)
+    return rows
 
 
 def trigger_search(p: Params) -> TriggerSearch:
@@ -125,8 +145,17 @@ class Stages(Protocol):
     def distribution(self, **changes) -> tuple[TriggerDistribution, store.Artifact]:
         """Return the trigger distribution of the attacked model."""
 
-    def repaired(self, name: str) -> TrainedModel:
+    def clean(self) -> TrainedModel:
+        """Return the clean model."""
+
+    def attacked(self) -> TrainedModel:
+        """Return the attacked model."""
+
+    def repaired(self, name: str, repeat: int = 0) -> TrainedModel:
         """Return the attacked model after a repair."""
+
+    def measured(self, trained: TrainedModel) -> dict:
+        """Return accuracy and ASR of a model on the evaluation images."""
 
 
 def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repairer:
