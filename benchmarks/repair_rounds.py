@@ -64,8 +64,8 @@ def series(pipeline: Pipeline) -> dict:
     """Return the rounds of one model at one learning rate: the residual checks, and the true rates."""
     p, first = pipeline.p, pipeline.repaired("MESA")
     method = MeasuredRounds(
-        p.modeling_settings(), p.rounds, p.clear_below, repairs.trigger_search(p), pipeline.distribution()[0],
-        RepairResult(first.model, first.history), measure=lambda model: true_rates(pipeline, model),
+        p.modeling_settings(), p.rounds, p.clear_below, repairs.trigger_search(p), first=pipeline.distribution()[0],
+        first_repair=RepairResult(first.model, first.history), measure=lambda model: true_rates(pipeline, model),
     )  # fmt: skip
     records = method.repair(pipeline.defender_view(method.knowledge)).about["rounds"]
     for record, measured in zip(records, method.measured, strict=True):

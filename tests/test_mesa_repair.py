@@ -9,6 +9,7 @@ from victims import rates, victim
 from mesa_lib import staircase
 from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, SearchCache
+from mesa_lib.defenses.controls import RestartedInversion
 from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
 from mesa_lib.defenses.mesa.repair import (
     MESADetected,
@@ -155,19 +156,33 @@ def test_if_all_levels_miss_triggers_near_those_of_a_search_are_stamped():
     assert result.about["missed"] == [0.9, 0.5] and search.calls == [(30, 1, (3, 3))]
     assert result.about["failed"] == (
         "samples miss their level on held-out images (20% at beta 0.9, 1% at beta 0.5); "
-        "a trigger search found 100%, what it found is stamped"
+        "a trigger search found 100%, what was found is stamped"
     )
     means = stamped[0].mean((1, 2, 3))
     near_white, near_gray = ((means - value).abs() < 0.1 for value in (0.96, 0.6))  # jitter is clipped at 1
     assert bool((near_white | near_gray).all()) and 60 < int(near_white.sum()) < 140
 
 
-def test_if_a_search_finds_nothing_that_succeeds_samples_are_stamped_nevertheless():
-    """The search takes gray for a success; on newly drawn images it has none."""
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_if_a_search_finds_nothing_inversions_from_many_starts_follow(monkeypatch, succeeds):
+    """The search takes gray for a success, which it is not. If inversions fail as well, samples are stamped."""
+    starts = []
+
+    def invert(self, view):
+        starts.append(self.restarts)
+        return torch.tensor([1.0, 0.5])[:, None, None, None].expand(2, 3, 3, 3), torch.tensor([0.9 * succeeds, 0.2])
+
+    monkeypatch.setattr(RestartedInversion, "invert", invert)
     stamped, search = [], Found((0.5, 0.9))
-    result = MESARepair(fitted=two_levels(0.2, 0.01), search=search).repair(white_view(stamped))
-    assert colors(stamped[0]) == {0.25, 0.75}
-    assert result.about["failed"].endswith("a trigger search found 0%: nothing that succeeds is known")
+    result = MESARepair(fitted=two_levels(0.2, 0.01), search=search, restarts=7).repair(white_view(stamped))
+    said = result.about["failed"].partition("; ")[2]
+    assert starts == [7] and len(search.calls) == 1 and result.about["found"] is succeeds
+    if succeeds:
+        assert said == "a trigger search found 0%, inversions from 7 starts found 90%, what was found is stamped"
+        assert float(stamped[0].mean((1, 2, 3)).min()) > 0.85, "near white, which succeeds; gray is not stamped"
+    else:
+        assert said == "a trigger search found 0%, inversions from 7 starts found 0%: nothing that succeeds is known"
+        assert colors(stamped[0]) == {0.25, 0.75}
 
 
 def test_the_search_of_the_repair_finds_what_modeling_misses():

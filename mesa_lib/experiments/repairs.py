@@ -118,14 +118,14 @@ def without_entropy(p: Params) -> Settings:
 
 def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
     """Return what a repair depends on, besides the attacked model, the defender and the settings of retraining."""
+    fallback = {"search": describe_method(trigger_search(p)), "restarts": p.inversion_restarts}
     if name in ("MESA", ON_CLEAN_MODEL):
-        search = describe_method(trigger_search(p))
-        return {"modeling": p.modeling_settings().model_dump(), "beta": beta, "search": search}
+        return {"modeling": p.modeling_settings().model_dump(), "beta": beta} | fallback
     if name == WITHOUT_ENTROPY:
-        return {"modeling": without_entropy(p).model_dump(), "search": describe_method(trigger_search(p))}
+        return {"modeling": without_entropy(p).model_dump()} | fallback
     if name == "MESA rounds":
-        checks = {"rounds": p.rounds, "clear_below": p.clear_below, "search": describe_method(trigger_search(p))}
-        return {"modeling": p.modeling_settings().model_dump()} | checks
+        checks = {"rounds": p.rounds, "clear_below": p.clear_below}
+        return {"modeling": p.modeling_settings().model_dump()} | checks | fallback
     if name == "single inversion":
         return {"repeat": repeat}
     if name in ("best inversion", "all inversions"):
@@ -173,7 +173,7 @@ def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repai
     if name == WITHOUT_ENTROPY:
         settings = without_entropy(p)
         fitted = pipeline.distribution(alpha=settings.alpha, betas=settings.betas)[0]
-        return MESARepair(settings, fitted=fitted, search=trigger_search(p))
+        return MESARepair(settings, fitted=fitted, search=trigger_search(p), restarts=p.inversion_restarts)
     match name:
         case "fine-tuning":
             return FineTuning()
@@ -185,11 +185,11 @@ def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repai
             return RestartedInversion(p.inversion_restarts, "best" if name.startswith("best") else "all")
         case "MESA" | "clean model, repaired":
             fitted = pipeline.distribution()[0]
-            return MESARepair(p.modeling_settings(), beta=beta, fitted=fitted, search=trigger_search(p))
+            return MESARepair(p.modeling_settings(), beta, fitted, trigger_search(p), p.inversion_restarts)
         case "MESA rounds":
             first = pipeline.repaired("MESA")
             return RepairRounds(
-                p.modeling_settings(), p.rounds, p.clear_below, trigger_search(p),
+                p.modeling_settings(), p.rounds, p.clear_below, trigger_search(p), p.inversion_restarts,
                 first=pipeline.distribution()[0], first_repair=RepairResult(first.model, first.history),
             )  # fmt: skip
     return repairers(p.detector_search)[name]()

@@ -7,7 +7,7 @@ from torch import Tensor
 from mesa_lib import device as devices
 from mesa_lib import retrain, staircase
 from mesa_lib.defenses.base import DefenderView, Knowledge, StampingRepair
-from mesa_lib.defenses.controls import SUCCEEDS
+from mesa_lib.defenses.controls import SUCCEEDS, RestartedInversion
 from mesa_lib.defenses.mesa.detector import MESA, any_location, any_size
 from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch, rate_of_best
@@ -24,19 +24,22 @@ class MESARepair(StampingRepair):
     """The paper's repair, with target and size known: model the staircase for the target class, retrain on samples.
 
     Levels whose samples miss their beta on held-out images are left out, and `failed` says so in the result. If all of
-    them do, the repair goes on with a trigger search, and stamps what it finds.
+    them do, the repair goes on with a trigger search, and with inversions from many starts if that finds nothing, and
+    stamps what these find.
 
     Attributes:
         settings: of the modeling.
         beta: the level whose samples are stamped; None: the mixture of all levels.
         fitted: a distribution of the target class; None: it is modeled.
         search: the trigger search, where no level is reached.
+        restarts: starts of the inversions, where the search finds nothing either.
     """
 
     settings: Settings = Settings()
     beta: float | None = None
     fitted: TriggerDistribution | None = field(default=None, repr=False)
     search: TriggerSearch = TriggerSearch()
+    restarts: int = 32
     knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
 
     def model(self, view: DefenderView) -> TriggerDistribution:
@@ -68,14 +71,14 @@ class MESARepair(StampingRepair):
         failed = f"samples miss their level on held-out images ({said})"
         if len(missed) < len(distribution.levels):
             return distribution.reached().sample, {"missed": missed, "failed": failed}
-        found, rate = view.once(f"MESARepair.searched {self.search!r}", lambda: self.searched(view))
-        failed += f"; a trigger search found {rate:.0%}"
-        failed += ": nothing that succeeds is known" if found is None else ", what it found is stamped"
+        found, rates = view.once(f"MESARepair.searched {self.search!r} {self.restarts}", lambda: self.searched(view))
+        failed += "; " + ", ".join(f"{means} found {rate:.0%}" for means, rate in rates.items())
+        failed += ": nothing that succeeds is known" if found is None else ", what was found is stamped"
         source = distribution.sample if found is None else retrain.jitter(found)
         return source, {"missed": missed, "failed": failed, "found": found is not None}
 
-    def searched(self, view: DefenderView) -> tuple[Tensor | None, float]:
-        """Return the best triggers that a search finds, None if they do not succeed, and the ASR of the best."""
+    def searched(self, view: DefenderView) -> tuple[Tensor | None, dict[str, float]]:
+        """Return triggers that a search or inversions find, None if none succeeds, and the best ASR of each."""
         clean, options = view.clean, {"precision": view.precision}
         triggers, rates = self.search.run(
             view.model, clean.images, clean.labels, view.target, size=view.size,
@@ -83,7 +86,12 @@ class MESARepair(StampingRepair):
         )  # fmt: skip
         seed = devices.derive_seed(view.seed, "best trigger")
         best = rate_of_best(view.model, clean.images, clean.labels, view.target, triggers, seed=seed, **options)
-        return (triggers[rates >= rates[0] / 2] if best >= SUCCEEDS else None), best
+        found = {"a trigger search": best}
+        if best >= SUCCEEDS:
+            return triggers[rates >= rates[0] / 2], found
+        triggers, rates = RestartedInversion(self.restarts).invert(view)
+        found[f"inversions from {self.restarts} starts"] = float(rates[0])
+        return (triggers[rates >= SUCCEEDS] if rates[0] >= SUCCEEDS else None), found
 
 
 def stamp_detected(

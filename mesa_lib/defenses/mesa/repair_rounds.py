@@ -36,6 +36,7 @@ class RepairRounds(Repairer):
         rounds: how many at most.
         clear_below: the model is clear when no rate of the residual check reaches this.
         search: the search of the residual check.
+        restarts: of the first round, see `MESARepair`.
         first: the distribution of the first round; None: it is modeled.
         first_repair: the result of the first round; None: the model is repaired.
     """
@@ -44,6 +45,7 @@ class RepairRounds(Repairer):
     rounds: int = 4
     clear_below: float = 0.05
     search: TriggerSearch = TriggerSearch()
+    restarts: int = 32
     first: TriggerDistribution | None = field(default=None, repr=False)
     first_repair: RepairResult | None = field(default=None, repr=False)
     knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
@@ -55,7 +57,7 @@ class RepairRounds(Repairer):
         numbers).
         """
         distribution = self.first or MESARepair(self.settings).model(view)
-        first = MESARepair(self.settings, fitted=distribution, search=self.search)
+        first = MESARepair(self.settings, fitted=distribution, search=self.search, restarts=self.restarts)
         result = self.first_repair or first.repair(view)
         model, history, records = result.model, list(result.history), []
         source, about = first.source(view)

@@ -22,6 +22,8 @@ COMPARISONS = {
     "beta 0.9 - the same level with alpha 0": ("beta 0.9", "beta 0.9, alpha 0"),
     "MESA - ideal": ("MESA", "ideal"),
 }
+#: the poison rate that is not told
+USUAL_RATE = 0.1
 #: ASR in % above which a repair has left the backdoor in
 LEFT = 5.0
 #: a difference of so many points is needed before one repair counts as better than another
@@ -38,7 +40,7 @@ def attacker(run: dict) -> str:
         words = ["cover: MESA's samples"]
     more = [spec for spec in p["more_triggers"].split(",") if spec.strip()]
     words += [f"{1 + len(more)} triggers"] if more else []
-    words += [f"{100 * p['poison_rate']:.0f}% poison"] if p["poison_rate"] < 0.1 else []
+    words += [f"{100 * p['poison_rate']:.0f}% poison"] if p["poison_rate"] != USUAL_RATE else []
     return ", ".join(words)
 
 
