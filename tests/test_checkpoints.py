@@ -137,3 +137,21 @@ def test_only_the_statistics_of_this_project_are_renamed(tmp_path):
     save_file({name: torch.ones(1) for name in names}, tmp_path / "m.safetensors")
     assert set(store.load_checkpoint(tmp_path / "m.safetensors")) == {"normalize.mean", *names[1:]}
     assert set(store.load_checkpoint(tmp_path / "m.safetensors", any_name=True)) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "m.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a pointer of Git LFS",
+        ),
+        ("m.safetensors", b"\n<!DOCTYPE html><title>404</title>", "a page in HTML or XML"),
+        ("m.onnx", b"\x08\x07\x12\x07pytorch", "an ONNX model"),
+    ],
+)
+def test_files_that_are_often_taken_for_weights_are_called_what_they_are(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"checkpoint = '{name}' is {said}.*; expected a safetensors file"):
+        store.load_checkpoint(tmp_path / name)

@@ -69,3 +69,11 @@ def test_a_named_path_lies_in_the_current_folder_or_in_the_root(monkeypatch, tmp
     assert paths.find("file") == tmp_path / "root" / "file"
     (tmp_path / "file").write_text("")
     assert paths.find("file") == Path("file")
+
+
+def test_a_tilde_in_a_variable_is_the_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("MESA_ROOT", "MESA_RUNS", "MESA_DATA"):
+        monkeypatch.setenv(name, f"~/{name}")
+    found = [paths.root(), paths.runs(), paths.data_folder()]
+    assert found == [tmp_path / name for name in ("MESA_ROOT", "MESA_RUNS", "MESA_DATA")]

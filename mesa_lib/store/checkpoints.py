@@ -24,12 +24,24 @@ def tensors_key(tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()[:16]
 
 
+#: how files begin that are often taken for weights -> what they are
+OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS and not the weights: fetch them with `git lfs pull`",
+    b"<": "a page in HTML or XML and not the weights: the link of the download leads elsewhere",
+}
+
+
 def refuse_pickle(file: Path) -> None:
-    """Raise ValueError, with the reason and a way out, if the file is a pickle."""
+    """Raise ValueError, with the reason and a way out, if the file is a pickle or of another known kind."""
     with open(file, "rb") as stream:
-        start = stream.read(9)
+        start = stream.read(64)
+    other = next((what for begin, what in OTHER_FILES.items() if start.lstrip().startswith(begin)), "")
+    if other and start[8:9] != b"{":
+        raise ValueError(f"checkpoint = {file.name!r} is {other}; expected a safetensors file")
+    if file.suffix == ".onnx":
+        raise ValueError(f"checkpoint = {file.name!r} is an ONNX model; expected a safetensors file")
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
-    safe = start[8:] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
+    safe = start[8:9] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
         raise ValueError(
             f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"

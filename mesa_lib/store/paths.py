@@ -11,7 +11,7 @@ from pathlib import Path
 def root() -> Path:
     """Return the repository's top folder: `MESA_ROOT`, else the folder around the package, else the current folder."""
     if os.environ.get("MESA_ROOT"):
-        return Path(os.environ["MESA_ROOT"])
+        return Path(os.environ["MESA_ROOT"]).expanduser()
     checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
@@ -35,7 +35,7 @@ def repository(purpose: str) -> Path:
 
 def runs() -> Path:
     """Return the folder of all outputs (models, distributions, reports): `MESA_RUNS`, else `runs/` of the root."""
-    return Path(os.environ.get("MESA_RUNS") or root() / "runs")
+    return Path(os.environ.get("MESA_RUNS") or root() / "runs").expanduser()
 
 
 def find(path: str | Path) -> Path:
@@ -48,7 +48,7 @@ def data_folder(folder: str = "") -> Path:
     """Return the data folder: `folder` unless it is empty, else `MESA_DATA`, else `data/` of the root."""
     if folder:
         return find(folder)
-    return Path(os.environ.get("MESA_DATA") or root() / "data")
+    return Path(os.environ.get("MESA_DATA") or root() / "data").expanduser()
 
 
 def display_path(path: Path | str) -> str:
