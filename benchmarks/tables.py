@@ -181,8 +181,10 @@ def attackers_table(content: dict) -> str:
     ]
     caption = (
         f"{len(runs)} models ({triggers}); the number of models of each attacker in brackets; {made['device_name']}, "
-        f"torch {made['torch']}. By the rule: {'; '.join(answers)}."
+        f"torch {made['torch']}."
     )
+    if content["sweep"] == "hidden-digits":  # the only one whose rule was written before its runs
+        caption += f" By the rule: {'; '.join(answers)}."
     return "\n\n".join([*tables, caption])
 
 
