@@ -82,7 +82,7 @@ CHANGES = {
     "search_candidates": (65, SEARCHES), "search_generations": (2, SEARCHES),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
     "repair_loss": ("labels", REPAIRS), "repair_statistics": ("frozen", REPAIRS),
-    "inversion_restarts": (5, {"best inversion", "report"}),
+    "inversion_restarts": (5, {"best inversion", "MESA", "rounds", "report"}),
     "inversion_repeats": (3, {"report"}), "detector_search": ("full", {"report"}), "compare_attack": ("", {"report"}),
     "compare_triggers": ("", {"report"}),
     "defense_kinds": ("filters", {"report"}),
