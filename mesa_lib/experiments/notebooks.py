@@ -184,8 +184,7 @@ def execute(source: Path, target: Path, values: dict, kernel: kernels.SharedKern
         raise SeriesFailed(f"{error.ename}: {error.evalue}") from error
     except (CellTimeoutError, RuntimeError) as error:  # of the kernel: it died, or never started
         died = isinstance(error, DeadKernelError) or "died" in str(error)
-        dead = f"its kernel ({sys.executable}) died: killed, out of memory, or without ipykernel"
-        reason = dead if died else " ".join(str(error).split())
+        reason = "its kernel died (killed, or out of memory)" if died else " ".join(str(error).split())
         raise SeriesFailed(reason) from error
 
 
