@@ -62,3 +62,17 @@ def tiny_detector(side: int = 16, size: int = 3) -> ScanDetector:
     search = {"stride": max(8, side // 4), "patches_per_location": 2, "shortlist": 2}
     screening = ScanScreening(sizes=((size, size),), settings=few, side=side, **search)
     return ScanDetector(screening, few, repair_modeling=few, side=side)
+
+
+def repaired_twice(repair, model: nn.Module):
+    """Return the results of two repairs with one seed, whose weights are equal; those of another seed are not.
+
+    repair: seed -> `RepairResult`; the model that it is given stays as it is
+    """
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    first, again, other = (repair(seed) for seed in (0, 0, 1))
+    after = first.model.state_dict()
+    assert all(torch.equal(value, again.model.state_dict()[name]) for name, value in after.items())
+    assert not all(torch.equal(value, other.model.state_dict()[name]) for name, value in after.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items()), "a copy is trained"
+    return first, again

@@ -16,17 +16,15 @@ batch size and augmentation of fine-tuning in this project (`settings.RepairSett
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mesa_lib import device as devices
-from mesa_lib import training
 from mesa_lib.defenses import clean_batches
-from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
+from mesa_lib.defenses.base import DefenderView, RepairResult
 from mesa_lib.models.inference import to_float
 
 #: height and width of a layer's output -> the name of the layer
@@ -112,7 +110,7 @@ def attention_maps(model: nn.Module, layers: Layers) -> Iterator[dict[tuple[int,
 
 
 @dataclass
-class AttentionDistillation(Repairer):
+class AttentionDistillation(clean_batches.FineTuned):
     """Train on clean images with the attention of a fine-tuned teacher.
 
     Attributes:
@@ -121,12 +119,6 @@ class AttentionDistillation(Repairer):
     """
 
     beta: float = 1000.0
-    epochs: int = 10
-    lr: float = 0.02
-    schedule: Literal["constant", "onecycle"] = "onecycle"
-    batch_size: int = 32
-    augment: str = "crop"
-    knowledge: Knowledge = field(default=Knowledge("weights"), init=False)
 
     def __post_init__(self):
         if not self.beta >= 0:
@@ -140,8 +132,7 @@ class AttentionDistillation(Repairer):
         teacher = copy.deepcopy(student)
         taught = view.retrain(teacher, label="NAD, teacher")
         teacher.eval().requires_grad_(False)
-        steps = self.epochs * clean_batches.count(clean, self.batch_size)
-        optimizer = training.Optimizer(student, self.lr, 0.0, 1.0, self.schedule, steps)
+        optimizer = self.optimizer(student, clean)
         with attention_maps(student, layers) as own, attention_maps(teacher, layers) as wanted:
 
             def step(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ Batches, augmentation, history and the check for finite values follow `training.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +14,33 @@ from torch import Tensor, nn
 from mesa_lib import device as devices
 from mesa_lib import training
 from mesa_lib.data.splits import Split
+from mesa_lib.defenses.base import Knowledge, Repairer
 from mesa_lib.models.inference import to_float
 from mesa_lib.progress import progress_bar
 
 #: takes one optimizer step on images (B, 3, H, W) in [0, 1] and labels (B,) -> the loss (a scalar) and the logits
 #: (B, classes), both as they were before the step
 BatchStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class FineTuned(Repairer):
+    """A repair that trains on clean images; the defaults are those of fine-tuning.
+
+    Attributes:
+        epochs, lr, schedule, batch_size, augment: of the training.
+    """
+
+    epochs: int = 10
+    lr: float = 0.02
+    schedule: Literal["constant", "onecycle"] = "onecycle"
+    batch_size: int = 32
+    augment: str = "crop"
+    knowledge: Knowledge = field(default=Knowledge("weights"), init=False)
+
+    def optimizer(self, model: nn.Module, clean: Split) -> training.Optimizer:
+        """Return the optimizer of all epochs."""
+        return training.Optimizer(model, self.lr, 0.0, 1.0, self.schedule, self.epochs * count(clean, self.batch_size))
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -16,8 +16,7 @@ schedule `onecycle` uses Nesterov momentum. The pass at w + e does not count in 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from mesa_lib import device as devices
 from mesa_lib import training
 from mesa_lib.defenses import clean_batches
-from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
+from mesa_lib.defenses.base import DefenderView, RepairResult
 from mesa_lib.defenses.clean_batches import BatchStep
 
 
@@ -89,7 +88,7 @@ def sharpness_aware_step(model: nn.Module, optimizer: training.Optimizer, rho: f
 
 
 @dataclass
-class SharpnessAwareFineTuning(Repairer):
+class SharpnessAwareFineTuning(clean_batches.FineTuned):
     """Fine-tuning on clean images at the worst point near the weights.
 
     Attributes:
@@ -98,12 +97,6 @@ class SharpnessAwareFineTuning(Repairer):
     """
 
     rho: float = 2.0
-    epochs: int = 10
-    lr: float = 0.02
-    schedule: Literal["constant", "onecycle"] = "onecycle"
-    batch_size: int = 32
-    augment: str = "crop"
-    knowledge: Knowledge = field(default=Knowledge("weights"), init=False)
 
     def __post_init__(self):
         if not self.rho >= 0:
@@ -112,8 +105,7 @@ class SharpnessAwareFineTuning(Repairer):
     def repair(self, view: DefenderView) -> RepairResult:
         """Return the fine-tuned model; the history holds the loss at the weights, not at the worst point."""
         model, clean = view.model, view.clean
-        steps = self.epochs * clean_batches.count(clean, self.batch_size)
-        optimizer = training.Optimizer(model, self.lr, 0.0, 1.0, self.schedule, steps)
+        optimizer = self.optimizer(model, clean)
         history = clean_batches.train(
             model, clean, sharpness_aware_step(model, optimizer, self.rho, view.precision), epochs=self.epochs,
             batch_size=self.batch_size, seed=devices.derive_seed(view.seed, "FT-SAM"), lr=self.lr,

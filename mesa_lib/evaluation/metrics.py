@@ -130,18 +130,15 @@ def table(rows: list[dict]) -> "pd.DataFrame":
 
     def line(row: dict) -> dict:
         texts = {name: value for name, value in row.items() if isinstance(value, str)}
-        residual = {"residual ASR": 100 * row["residual_asr"]} if "residual_asr" in row else {}
-        return (
-            texts
-            | {
-                "clean accuracy": 100 * row["clean_accuracy"]["rate"],
-                "target recall": 100 * row["target_recall"]["rate"],
-                "ASR": 100 * row["asr"]["rate"],
-                "ASR low": 100 * row["asr"]["low"],
-                "ASR high": 100 * row["asr"]["high"],
-                "true-label accuracy": 100 * row["true_label_accuracy"]["rate"],
-            }
-            | residual
-        )
+        rates = {
+            "clean accuracy": row["clean_accuracy"]["rate"],
+            "target recall": row["target_recall"]["rate"],
+            "ASR": row["asr"]["rate"],
+            "ASR low": row["asr"]["low"],
+            "ASR high": row["asr"]["high"],
+            "true-label accuracy": row["true_label_accuracy"]["rate"],
+        }
+        rates |= {"residual ASR": row["residual_asr"]} if "residual_asr" in row else {}
+        return texts | {name: 100 * rate for name, rate in rates.items()}
 
     return pd.DataFrame([line(row) for row in rows]).round(1)

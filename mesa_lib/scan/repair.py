@@ -18,6 +18,8 @@ from mesa_lib.retrain import ImageTransform
 from mesa_lib.scan.detector import highest_clean_rate, limit
 from mesa_lib.settings import Settings
 
+#: what a residual check of the repaired model searches with
+RESIDUAL_SEARCH = TriggerSearch()
 #: class and spec -> the distribution of its triggers
 Distributions = dict[tuple[int, PatchSpec], TriggerDistribution]
 
@@ -102,7 +104,7 @@ def residual_record(
     records = []
     for number, ((label, spec), _) in enumerate(distributions.items()):
         residual, _ = residual_check.check(
-            view, model, settings, TriggerSearch(), target=label, size=spec.size,
+            view, model, settings, RESIDUAL_SEARCH, target=label, size=spec.size,
             location=screening.location(spec, label), number=number,
         )  # fmt: skip
         limits = {"limit": limit(spec, side), "clean models": highest_clean_rate(spec, side)}

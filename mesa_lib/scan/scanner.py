@@ -19,7 +19,6 @@ from mesa_lib.data.splits import Split
 from mesa_lib.defenses.base import DefenderView, Knowledge, describe_method
 from mesa_lib.defenses.mesa.detector import DetectionResult
 from mesa_lib.defenses.mesa.screening import PatchSpec
-from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
 from mesa_lib.models.inference import logits, predict
 from mesa_lib.scan import accuracy, false_positives
 from mesa_lib.scan.accuracy import NoVerdict
@@ -30,7 +29,7 @@ from mesa_lib.scan.options import Options
 from mesa_lib.scan.progress import Progress, check_passes, modeling_passes
 from mesa_lib.scan.reading.prepare import prepare
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
-from mesa_lib.scan.repair import Distributions, ScanRepair, repair_record, residual_record
+from mesa_lib.scan.repair import RESIDUAL_SEARCH, Distributions, ScanRepair, repair_record, residual_record
 
 #: the fewest images that the model has to classify correctly, of those on which the search runs
 MIN_CORRECT = 8
@@ -130,7 +129,7 @@ class Scanner:
         if not self.options.repair:
             return 0
         modeling = self.detector.repair_modeling
-        each = modeling_passes(modeling) + check_passes(modeling, TriggerSearch())
+        each = modeling_passes(modeling) + check_passes(modeling, RESIDUAL_SEARCH)
         return distributions * each + self.options.repair_epochs * len(self.work)
 
     # --- the steps -----------------------------------------------------------------------------------------
@@ -249,11 +248,11 @@ class Scanner:
     def _residual_checks(self, model: nn.Module, distributions: Distributions, detected: DetectionResult) -> list[dict]:
         """Return the residual checks of the repaired model (`residual_record`)."""
         modeling, screening = self.detector.repair_modeling, detected.screening
-        passes = len(distributions) * check_passes(modeling, TriggerSearch())
+        passes = len(distributions) * check_passes(modeling, RESIDUAL_SEARCH)
         self.say(f"residual check of the repaired model{self.progress.left(passes)}")
         stamped = [[label, str(spec)] for label, spec in distributions]
         config = self.key | {"repaired": store.tensors_key(model.state_dict()), "stamped": stamped}
-        config |= {"modeling": modeling.model_dump(), "search": describe_method(TriggerSearch())}
+        config |= {"modeling": modeling.model_dump(), "search": describe_method(RESIDUAL_SEARCH)}
 
         def make() -> tuple[dict, dict]:
             view = self.view(self.detector.knowledge, self.correct, model)

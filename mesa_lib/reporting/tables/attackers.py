@@ -10,7 +10,7 @@ import pandas as pd
 from mesa_lib.evaluation.intervals import t_interval
 from mesa_lib.reporting.tables.paper import rates
 
-#: the rows of `left`; the last level of a name `a, b` is a level of MESA
+#: the rows of `left`; `beta 0.9` is the highest level of MESA alone
 ROWS = (
     "clean model", "attacked", "fine-tuning", "random uniform", "random binary", "random mixed", "single inversion",
     "best inversion", "all inversions", "beta 0.9, alpha 0", "beta 0.9", "MESA", "MESA rounds", "ideal",
