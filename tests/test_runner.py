@@ -161,6 +161,18 @@ def test_a_kernel_keeps_freed_memory_as_keep_memory_does(monkeypatch):
     assert environment["MALLOC_MMAP_MAX_"] == "0" and environment["X"] == "1" and "X" not in os.environ
 
 
+def test_a_kernel_is_reached_by_no_network_port_that_another_process_could_take_first(tmp_path, monkeypatch):
+    with kernels.SharedKernel() as kernel:
+        manager = kernel.client().km
+        sockets = Path(manager.ip).parent
+        assert manager.transport == "ipc" and len(list(sockets.glob("kernel-*"))) == 5
+    deep = tmp_path / ("long" * 25)
+    deep.mkdir()
+    monkeypatch.setattr(kernels.tempfile, "tempdir", str(deep))  # too long for a socket: ports then
+    with kernels.SharedKernel() as kernel:
+        assert kernel.client().km.transport == "tcp"
+
+
 def test_a_copy_links_only_to_what_lies_beside_it():
     cell = nbformat.v4.new_markdown_cell("[00 start](00_start.ipynb) and [01 next](01_next.ipynb), [b](b.md)")
     book = notebooks.without_dead_links(nbformat.v4.new_notebook(cells=[cell]), ["01_next.ipynb"])

@@ -29,6 +29,8 @@ OPTIONS: dict[str, Any] = {
     "startup_timeout": 300,  # a busy machine
     "config": Config(KernelManager={"transport_encryption": "auto"}),
 }
+#: characters in the path of a socket, less than on any system (104 on macOS), without the number at its end
+LONGEST_SOCKET = 95
 #: code that leaves a kernel as it started, except for imported modules; IPython counts the cells from 1 again
 RESET = """
 import sys, warnings
@@ -51,11 +53,26 @@ class OwnInterpreter(KernelSpecManager):
         return KernelSpec(**get_kernel_dict())  # its command begins with `sys.executable`
 
 
+class OwnKernelManager(AsyncKernelManager):
+    """Starts this environment's interpreter as a kernel, reached through sockets in a folder of its own.
+
+    Network ports, Jupyter's default, are chosen before the kernel starts: by then another process may have taken them,
+    and the kernel dies. They are used where the folder's path is too long for a socket, and on Windows.
+    """
+
+    def __init__(self, **options):
+        """Make the folder; it is removed along with this object."""
+        self._sockets = tempfile.TemporaryDirectory(prefix="mesa-", ignore_cleanup_errors=True)
+        address = os.path.join(self._sockets.name, "kernel")
+        if os.name == "posix" and len(os.fsencode(address)) < LONGEST_SOCKET:
+            options |= {"transport": "ipc", "ip": address}
+        super().__init__(kernel_spec_manager=OwnInterpreter(), **options)
+
+
 def new_client(book: nbformat.NotebookNode, **options) -> NotebookClient:
     """Return a client for this notebook whose kernel, once it is started, is this environment's interpreter."""
     client = NotebookClient(book, **OPTIONS | options)
-    name, config = OPTIONS["kernel_name"], OPTIONS["config"]
-    client.km = AsyncKernelManager(kernel_name=name, kernel_spec_manager=OwnInterpreter(), config=config)
+    client.km = OwnKernelManager(kernel_name=OPTIONS["kernel_name"], config=OPTIONS["config"])
     return client
 
 
