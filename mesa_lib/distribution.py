@@ -27,6 +27,7 @@ class Level:
         information: estimate of I(G(z); z) in nats.
         history: records of the training, about 40.
         success: mean F of fresh samples on images that the generator never saw; None: not measured.
+        started_around: what found the trigger that the generator started around; None: it started from random weights.
     """
 
     beta: float
@@ -34,6 +35,7 @@ class Level:
     information: float
     history: list[dict] = field(default_factory=list)
     success: float | None = None
+    started_around: str | None = None
 
     @property
     def reached(self) -> bool:
@@ -66,6 +68,15 @@ class TriggerDistribution:
             return self
         total = sum(gamma for _, gamma in kept)
         return TriggerDistribution([v for v, _ in kept], [gamma / total for _, gamma in kept], self.settings)
+
+    def with_better(self, others: Sequence[Level]) -> "TriggerDistribution":
+        """Return the mixture in which each of the other levels replaces that of its beta, if its samples succeed more.
+
+        The success of all levels must have been measured on the same images.
+        """
+        other = {level.beta: level for level in others}
+        levels = [max(level, other.get(level.beta, level), key=lambda v: v.success) for level in self.levels]
+        return TriggerDistribution(levels, mixture_weights(levels, self.settings.gamma), self.settings)
 
     def at(self, beta: float) -> "TriggerDistribution":
         """Return one level alone, as a distribution; ValueError lists the levels."""
@@ -105,8 +116,8 @@ class TriggerDistribution:
         }
 
     def summary(self) -> dict:
-        """Return everything that is not weights: gammas, and of each level beta, information, history and success."""
-        names = ("beta", "information", "history", "success")
+        """Return everything that is not weights: gammas, and of each level what is no generator."""
+        names = ("beta", "information", "history", "success", "started_around")
         return {"gammas": self.gammas, "levels": [{name: getattr(v, name) for name in names} for v in self.levels]}
 
     @classmethod

@@ -49,11 +49,17 @@ class Learner:
     `update`; `fit_levels` is the loop.
     """
 
-    def __init__(self, shape: Sequence[int], beta: float, settings: Settings, device: torch.device | str, seed: int):
+    def __init__(
+        self, shape: Sequence[int], beta: float, settings: Settings, device: torch.device | str, seed: int,
+        start: Tensor | None = None,
+    ):  # fmt: skip
+        """`start`: a trigger (3, h, w) around which samples scatter at first; None: random weights."""
         s = self.settings = settings
         self.beta, self.rng = beta, devices.rng(devices.derive_seed(seed, "noise"), device)
         seeds = [devices.derive_seed(seed, network) for network in ("generator", "statistics network")]
         self.G = generators.build(s.generator, shape, s.hidden, s.noise_dim, seeds[0]).to(device)
+        if start is not None:
+            generators.start_around(self.G, start, self.draw_noise(1024))
         x_size = torch.Size(shape).numel()
         self.T = mine.build(x_size, s.noise_dim, s.hidden, leaky=s.critic == "leaky", seed=seeds[1]).to(device)
         self.adam_G = torch.optim.Adam(self.G.parameters(), s.modeling_lr, betas=(0.5, 0.999), fused=True)
@@ -125,7 +131,7 @@ class Learner:
 
 def fit_levels(
     F: TestingFunction, shape: Sequence[int], betas: Sequence[float], settings: Settings, *, seeds: Sequence[int],
-    device: torch.device | str = "cpu", held_out: TestingFunction | None = None,
+    device: torch.device | str = "cpu", held_out: TestingFunction | None = None, start: Tensor | None = None,
 ) -> list[Level]:  # fmt: skip
     """Run Algorithm 2 for all `betas` at once: each step tests the triggers of all levels in one pass through F.
 
@@ -134,9 +140,10 @@ def fit_levels(
         shape: shape of one point.
         betas, seeds: one of each per level; betas may repeat (several target classes).
         held_out: the same F on other images, for `Level.success` and the early stop by `settings.patience`.
+        start: a point around which the samples of all generators scatter at first; None: random weights.
     """
     s = settings
-    learners = [Learner(shape, beta, s, device, seed) for beta, seed in zip(betas, seeds, strict=True)]
+    learners = [Learner(shape, beta, s, device, seed, start) for beta, seed in zip(betas, seeds, strict=True)]
     rng, every = devices.rng(devices.derive_seed(seeds[0], "images"), device), max(1, s.steps // 40)
     for step in progress_bar(range(s.steps), f"level{'s' * (len(betas) > 1)} {', '.join(map(str, betas))}"):
         learning = [learner for learner in learners if not learner.done]
@@ -168,6 +175,7 @@ def fit_staircase(
 def fit(
     model: nn.Module, images: Tensor, labels: Tensor, target: int, settings: Settings | None = None, *,
     size: tuple[int, int] = (3, 3), seed: int = 0, precision: str = "auto", location: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> TriggerDistribution:  # fmt: skip
     """Model the triggers that make `model` predict `target`, from clean images and the model alone.
 
@@ -178,10 +186,13 @@ def fit(
         settings: None, the defaults.
         size: height and width of the trigger, known to the defender, as in the paper.
         location: (row, column) at which triggers are stamped; None: random locations.
+        start: a trigger (3, h, w) around which the samples of all generators scatter at first; None: random weights.
     """
     settings, device = settings or Settings(), next(model.parameters()).device
     parts = held_out_split(images.to(device), labels.to(device), target)
     options = {"size": size, "precision": precision, "locations": None if location is None else location.reshape(1, 2)}
     F_on = partial(success_function, frozen(model, precision), targets=[target], settings=settings, **options)
     F, held_out = (F_on(*part) for part in parts)
-    return fit_staircase(F, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out)
+    return fit_staircase(
+        F, (images.shape[1], *size), settings, seed=seed, device=device, held_out=held_out, start=start
+    )

@@ -164,3 +164,18 @@ def test_measured_information_grows_with_the_noise_values_that_triggers_show(mon
         for count in (0, 1, 3)
     ]
     assert abs(estimates[0]) < 0.1 and 0.7 < estimates[1] < estimates[2] - 0.5
+
+
+def test_levels_that_started_again_replace_those_that_succeed_less():
+    mixture = reaching(high=0.2, middle=0.79, low=0.1)
+    again = reaching(high=0.8, low=0.05).levels[::2]
+    better = mixture.with_better(again)
+    assert better.levels == [again[0], mixture.levels[1], mixture.levels[2]] and better.missed == [0.5]
+    assert better.gammas == pytest.approx([1 / 3] * 3) and mixture.missed == [0.9, 0.5], "the mixture itself stays"
+
+
+def test_what_a_level_started_around_is_saved(mixture):
+    named = copy.deepcopy(mixture)
+    named.levels[1].started_around = "a trigger search"
+    again = TriggerDistribution.restore(named.tensors(), named.summary(), (2,), named.settings)
+    assert [level.started_around for level in again.levels] == [None, "a trigger search", None]

@@ -83,3 +83,14 @@ def test_skip_needs_noise_in_four_parts(noise_dim):
     with pytest.raises(ValueError, match=f"noise_dim = {noise_dim}"):
         build("skip", noise_dim=noise_dim)
     assert build("plain", noise_dim=noise_dim).noise_dim == noise_dim
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_can_start_scattered_around_a_trigger(kind):
+    trigger = torch.tensor([0.0, 1.0, 0.5]).reshape(3, 1, 1).expand(3, 2, 2)
+    G = build(kind, (3, 2, 2), hidden=64, noise_dim=16)
+    generators.start_around(G, trigger, torch.randn(500, 16, generator=rng(1)))
+    x = G(torch.randn(2000, 16, generator=rng())).detach()
+    low, high, middle = x.median(0).values.flatten(1).unbind()
+    assert bool((low < 0.4).all() and (high > 0.6).all() and ((middle - 0.5).abs() < 0.15).all())
+    assert float(x.std(0).mean()) > 0.2, "wide enough for the entropy to be seen"

@@ -201,6 +201,33 @@ def test_a_level_asked_for_alone_that_misses_is_searched_for_although_another_is
     assert len(search.calls) == 1 and result.about["missed"] == [0.9] and float(stamped[1].mean()) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("scale", "search", "again"),
+    [("log", Found((1.0, 0.9)), True), ("log", Found((0.5, 0.9)), False), ("probability", Found((1.0, 0.9)), False)],
+    ids=["with our hinge", "nothing found", "with the paper's hinge"],
+)
+def test_levels_that_miss_start_again_around_the_best_trigger_found(monkeypatch, scale, search, again):
+    """Level 0.9 misses at first, and has 0.8 the second time; level 0.5 is reached at once, and kept."""
+    fits = []
+
+    def fit(model, images, labels, target, settings, *, start, seed, **options):
+        fits.append((settings.betas, start, seed))
+        high = painted(0.75, success=0.8) if start is not None else painted(0.25, success=0.2)
+        low = painted(0.5, beta=0.5, success=0.4)
+        levels = [v for v in (*high.levels, *low.levels) if v.beta in settings.betas]
+        return TriggerDistribution(levels, [1 / len(levels)] * len(levels), settings)
+
+    monkeypatch.setattr(staircase, "fit", fit)
+    monkeypatch.setattr(RestartedInversion, "invert", lambda self, view: (torch.zeros(1, 3, 3, 3), torch.zeros(1)))
+    method = MESARepair(TINY.replace(hinge_scale=scale), search=search)
+    distribution = method.model(white_view([]))
+    assert method.starts_again is (scale == "log") and len(fits) == 1 + again
+    assert distribution.missed == ([] if again else [0.9]) and distribution.betas == [0.9, 0.5]
+    assert [level.started_around for level in distribution.levels] == ["a trigger search" if again else None, None]
+    if again:
+        assert fits[1][0] == (0.9,) and bool((fits[1][1] == 1).all()) and fits[1][2] != fits[0][2]
+
+
 # --- classes and sizes that were detected ----------------------------------------------------------------
 
 

@@ -59,7 +59,6 @@ ALL = set(STAGES)
 AFTER_CLEAN = ALL - {"clean"}
 MODELING = {"distribution", "MESA", "rounds", "report"}
 ROUNDS = {"rounds", "report"}
-SEARCHES = {"MESA", "rounds", "report"}
 
 #: every parameter: another value, and what has another key then
 CHANGES = {
@@ -79,10 +78,10 @@ CHANGES = {
     "modeling_lr": (0.1, MODELING), "hinge_scale": ("probability", MODELING), "patience": (2, MODELING),
     "clean_seed": (5, ALL), "weight_decay": (0.1, ALL), "label_smoothing": (0.1, ALL),
     "rounds": (3, ROUNDS), "clear_below": (0.3, ROUNDS),
-    "search_candidates": (65, SEARCHES), "search_generations": (2, SEARCHES),
+    "search_candidates": (65, MODELING), "search_generations": (2, MODELING),
     "repair_rate": (0.3, REPAIRS), "repair_epochs": (2, REPAIRS), "repair_lr": (0.1, REPAIRS),
     "repair_loss": ("labels", REPAIRS), "repair_statistics": ("frozen", REPAIRS),
-    "inversion_restarts": (5, {"best inversion", "MESA", "rounds", "report"}),
+    "inversion_restarts": (5, MODELING | {"best inversion"}),
     "inversion_repeats": (3, {"report"}), "detector_search": ("full", {"report"}), "compare_attack": ("", {"report"}),
     "compare_triggers": ("", {"report"}),
     "defense_kinds": ("filters", {"report"}),
@@ -234,7 +233,11 @@ def test_what_was_lost_is_made_again_to_the_bit(made, name):
     before = WEIGHTS[name](made[0])
     shutil.rmtree(before.path)
     after = WEIGHTS[name](tiny())
-    assert not after.loaded and same(before.tensors, after.tensors) and before.result == after.result
+    assert not after.loaded and same(before.tensors, after.tensors)
+    results = [dict(artifact.result) for artifact in (before, after)]
+    for result in results:
+        result.pop(REUSED_SECONDS, None)  # a search of the modeling that the same process had done
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize(

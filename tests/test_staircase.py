@@ -344,3 +344,16 @@ def test_a_level_on_cuda():
     on_cpu = {name: tensor.cpu() for name, tensor in fitted.tensors().items()}
     restored = TriggerDistribution.restore(on_cpu, fitted.summary(), (3, 2, 3), TINY)
     assert restored.sample(20, rng()).shape == (20, 3, 2, 3)
+
+
+def test_a_level_that_starts_around_a_point_reaches_a_plateau_that_random_weights_miss():
+    """F is flat but around one corner of the cube: there is no gradient elsewhere, on any scale."""
+    corner = (torch.arange(9) % 2).float()
+
+    def plateau(points, generator=None):
+        return torch.exp(-3 * (points - corner).square().sum(1, keepdim=True)).clamp(min=0.05)
+
+    toy = TOY.replace(alpha=0.1, hinge_scale="log", steps=150)
+    (missed,) = staircase.fit_levels(plateau, (9,), [0.8], toy, seeds=[0], held_out=plateau)
+    (level,) = staircase.fit_levels(plateau, (9,), [0.8], toy, seeds=[0], held_out=plateau, start=corner)
+    assert not missed.reached and level.success > 0.6 and float(drawn(level).std(0).mean()) > 0.02

@@ -17,7 +17,6 @@ from mesa_lib import device as devices
 from mesa_lib.data import trigger_spec
 from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, SearchCache, describe_method
 from mesa_lib.defenses.controls import SingleInversion
-from mesa_lib.defenses.mesa.repair import MESARepair
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import keys, repairs
@@ -212,8 +211,8 @@ class Pipeline:
 
     def distribution(self, **changes) -> tuple[TriggerDistribution, store.Artifact]:
         """Return the trigger distribution of the attacked model; `changes` override settings (`alpha=10`)."""
-        method = MESARepair(self.p.modeling_settings(**changes))
-        config = self.defender_config() | {"modeling": method.settings.model_dump()}
+        method = repairs.mesa_repair(self.p, self.p.modeling_settings(**changes))
+        config = self.defender_config() | repairs.describe_modeling(self.p, method.settings)
 
         def make():
             distribution = method.model(self.defender_view(method.knowledge))

@@ -116,16 +116,30 @@ def without_entropy(p: Params) -> Settings:
     return p.modeling_settings(alpha=0.0, betas=p.betas[:1])
 
 
+def mesa_repair(p: Params, settings: Settings, **options) -> MESARepair:
+    """Return MESA's repair with these settings and the search of the parameters."""
+    return MESARepair(settings, search=trigger_search(p), restarts=p.inversion_restarts, **options)
+
+
+def describe_modeling(p: Params, settings: Settings) -> dict:
+    """Return what a distribution depends on, besides the attacked model and the defender."""
+    described = {"modeling": settings.model_dump()}
+    return described | ({"start again": _describe_search(p)} if mesa_repair(p, settings).starts_again else {})
+
+
+def _describe_search(p: Params) -> dict:
+    return {"search": describe_method(trigger_search(p)), "restarts": p.inversion_restarts}
+
+
 def describe(p: Params, name: str, repeat: int, beta: float | None) -> dict:
     """Return what a repair depends on, besides the attacked model, the defender and the settings of retraining."""
-    fallback = {"search": describe_method(trigger_search(p)), "restarts": p.inversion_restarts}
+    modeling = describe_modeling(p, p.modeling_settings()) | _describe_search(p)
     if name in ("MESA", ON_CLEAN_MODEL):
-        return {"modeling": p.modeling_settings().model_dump(), "beta": beta} | fallback
+        return modeling | {"beta": beta}
     if name == WITHOUT_ENTROPY:
-        return {"modeling": without_entropy(p).model_dump()} | fallback
+        return describe_modeling(p, without_entropy(p)) | _describe_search(p)
     if name == "MESA rounds":
-        checks = {"rounds": p.rounds, "clear_below": p.clear_below}
-        return {"modeling": p.modeling_settings().model_dump()} | checks | fallback
+        return modeling | {"rounds": p.rounds, "clear_below": p.clear_below}
     if name == "single inversion":
         return {"repeat": repeat}
     if name in ("best inversion", "all inversions"):
@@ -173,7 +187,7 @@ def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repai
     if name == WITHOUT_ENTROPY:
         settings = without_entropy(p)
         fitted = pipeline.distribution(alpha=settings.alpha, betas=settings.betas)[0]
-        return MESARepair(settings, fitted=fitted, search=trigger_search(p), restarts=p.inversion_restarts)
+        return mesa_repair(p, settings, fitted=fitted)
     match name:
         case "fine-tuning":
             return FineTuning()
@@ -185,7 +199,7 @@ def build(pipeline: Stages, name: str, repeat: int, beta: float | None) -> Repai
             return RestartedInversion(p.inversion_restarts, "best" if name.startswith("best") else "all")
         case "MESA" | "clean model, repaired":
             fitted = pipeline.distribution()[0]
-            return MESARepair(p.modeling_settings(), beta, fitted, trigger_search(p), p.inversion_restarts)
+            return mesa_repair(p, p.modeling_settings(), beta=beta, fitted=fitted)
         case "MESA rounds":
             first = pipeline.repaired("MESA")
             return RepairRounds(

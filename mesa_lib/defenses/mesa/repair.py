@@ -23,15 +23,16 @@ PAPER_KNOWLEDGE = Knowledge("weights", target=True, rule=True, size=True)
 class MESARepair(StampingRepair):
     """The paper's repair, with target and size known: model the staircase for the target class, retrain on samples.
 
-    Levels whose samples miss their beta on held-out images are left out, and `failed` says so in the result. If all of
-    them do, the repair goes on with a trigger search, and with inversions from many starts if that finds nothing, and
-    stamps what these find.
+    Levels whose samples miss their beta on held-out images start again, around the best trigger that a trigger search
+    finds, or inversions from many starts if the search finds nothing (only with the hinge on log F: the paper's
+    modeling stays as published). Levels that miss all the same are left out, and `failed` says so in the result. If all
+    of them do, the repair stamps what was found.
 
     Attributes:
         settings: of the modeling.
         beta: the level whose samples are stamped; None: the mixture of all levels.
         fitted: a distribution of the target class; None: it is modeled.
-        search: the trigger search, where no level is reached.
+        search: the trigger search, where levels are missed.
         restarts: starts of the inversions, where the search finds nothing either.
     """
 
@@ -42,17 +43,33 @@ class MESARepair(StampingRepair):
     restarts: int = 32
     knowledge: Knowledge = field(default=PAPER_KNOWLEDGE, init=False)
 
+    @property
+    def starts_again(self) -> bool:
+        """Whether levels that miss start again around what a search finds."""
+        return self.settings.hinge_scale == "log"
+
     def model(self, view: DefenderView) -> TriggerDistribution:
         """Return the distribution of the target class, modeled once for a model and these settings."""
-        images, labels = view.clean.images, view.clean.labels
 
-        def fit() -> TriggerDistribution:
-            return staircase.fit(
-                view.model, images, labels, view.target, self.settings, size=view.size,
-                seed=devices.derive_seed(view.seed, "modeling"), precision=view.precision,
-            )  # fmt: skip
+        def model() -> TriggerDistribution:
+            distribution = self._fit(view, self.settings)
+            if not (distribution.missed and self.starts_again):
+                return distribution
+            found, rates = self.found(view)
+            if found is None:
+                return distribution
+            again = self._fit(view, self.settings.replace(betas=distribution.missed), start=found[0])
+            for level in again.levels:
+                level.started_around = max(rates, key=rates.get)
+            return distribution.with_better(again.levels)
 
-        return view.once(f"MESARepair.model {self.settings!r}", fit)
+        return view.once(f"MESARepair.model {self.settings!r} {self.search!r} {self.restarts}", model)
+
+    def _fit(self, view: DefenderView, settings: Settings, start: Tensor | None = None) -> TriggerDistribution:
+        """Run Algorithm 1 for the target class; start: a trigger around which all generators start."""
+        seed = devices.derive_seed(view.seed, "modeling" if start is None else "modeling again")
+        images, labels, options = view.clean.images, view.clean.labels, {"size": view.size, "precision": view.precision}
+        return staircase.fit(view.model, images, labels, view.target, settings, seed=seed, start=start, **options)
 
     def transforms(self, view: DefenderView) -> tuple[list[ImageTransform], dict]:
         """Return the transform that stamps what `source` gives."""
@@ -71,14 +88,21 @@ class MESARepair(StampingRepair):
         failed = f"samples miss their level on held-out images ({said})"
         if len(missed) < len(distribution.levels):
             return distribution.reached().sample, {"missed": missed, "failed": failed}
-        found, rates = view.once(f"MESARepair.searched {self.search!r} {self.restarts}", lambda: self.searched(view))
+        found, rates = self.found(view)
         failed += "; " + ", ".join(f"{means} found {rate:.0%}" for means, rate in rates.items())
         failed += ": nothing that succeeds is known" if found is None else ", what was found is stamped"
         source = distribution.sample if found is None else retrain.jitter(found)
         return source, {"missed": missed, "failed": failed, "found": found is not None}
 
+    def found(self, view: DefenderView) -> tuple[Tensor | None, dict[str, float]]:
+        """Return `searched`, done once for a model."""
+        return view.once(f"MESARepair.searched {self.search!r} {self.restarts}", lambda: self.searched(view))
+
     def searched(self, view: DefenderView) -> tuple[Tensor | None, dict[str, float]]:
-        """Return triggers that a search or inversions find, None if none succeeds, and the best ASR of each."""
+        """Return triggers that a search or inversions find, None if none succeeds, and the best ASR of each.
+
+        The triggers (k, 3, h, w) are those with half the best one's ASR or more, best first; keys: the means.
+        """
         clean, options = view.clean, {"precision": view.precision}
         triggers, rates = self.search.run(
             view.model, clean.images, clean.labels, view.target, size=view.size,
