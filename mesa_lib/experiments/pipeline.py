@@ -287,6 +287,7 @@ class Pipeline:
     def report(self) -> store.Artifact:
         """Return the artifact of the table with all parameters: the result of the series of notebooks."""
         config = {"params": self.p.model_dump(), "attacked": self.identity(), "rows": [*CONTROLS, "residual check"]}
+        config |= repairs.describe_modeling(self.p, self.p.modeling_settings())
         report = store.train_or_load("report", config, lambda: ({}, {"rows": self.table()}), self.device)
         repairs.warn_of_rows(report.result["rows"])
         return report

@@ -17,7 +17,7 @@ from mesa_lib.evaluation import metrics
 from mesa_lib.experiments.benchmark import DefenseEvaluation
 from mesa_lib.experiments.migration import migrate
 from mesa_lib.experiments.pipeline import Pipeline
-from mesa_lib.experiments.repairs import WITHOUT_ENTROPY
+from mesa_lib.experiments.repairs import WITHOUT_ENTROPY, describe_modeling
 from mesa_lib.store import paths
 
 #: how far a run went; `benchmark`: attacked, and every defense evaluated on it
@@ -51,6 +51,8 @@ def collect_results(pipeline: Pipeline, through: Through = "repair") -> dict:
         raise ValueError(f"through = {through!r}: expected one of {', '.join(get_args(Through))}")
     p = pipeline.p
     config = {"params": p.content(), "through": through, "run": pipeline.identity()}
+    if through in ("modeling", "repair"):
+        config |= describe_modeling(p, p.modeling_settings())
     if through == "benchmark":
         config["methods"] = registry.method_settings(p.defense_kinds.split(","), p.detector_search)
     record = store.train_or_load("record", config, lambda: ({}, _measure(pipeline, through)), pipeline.device)
