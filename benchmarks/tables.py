@@ -209,6 +209,31 @@ def official(content: dict) -> str:
     )
 
 
+def ablation(content: dict) -> str:
+    """Return one line a variant: of each attacker, F of the samples, levels that started again, and what is left."""
+    runs = content["runs"]
+    titles = list(dict.fromkeys(run["attacker"] for run in runs))
+    count = {
+        title: len({(run["trigger"], run["seed"]) for run in runs if run["attacker"] == title}) for title in titles
+    }
+    lines = head(["variant", *(f"{title} ({count[title]}): F, again, ASR mean (worst)" for title in titles)])
+    for variant in dict.fromkeys(run["variant"] for run in runs):
+        cells = [variant]
+        for title in titles:
+            chosen = [run for run in runs if (run["attacker"], run["variant"]) == (title, variant)]
+            success = statistics.mean(F for run in chosen for F in run["F"]) if chosen else 0
+            again = f"{sum(run['started again'] for run in chosen)} of {sum(len(run['F']) for run in chosen)}"
+            asr = [run["asr"] for run in chosen]
+            left = f"{percent(statistics.mean(asr))} ({percent(max(asr))})" if chosen else ""
+            cells.append(f"{success:.2f}, {again}, {left}" if chosen else "")
+        lines.append(row(cells))
+    made = content["made"]
+    return "\n".join(lines) + (
+        "\n\nF: mean over levels and models, on held-out images; *again*: levels that missed and started again; ASR of "
+        f"the attacker's triggers after the repair. {made['device_name']}, torch {made['torch']}."
+    )
+
+
 def residual_check(content: dict) -> str:
     """Return how often the check raises an alarm on models without a backdoor, and what it finds."""
     columns = ["model", "not clear", "95% CI", "search, median (highest)", "new generator, median (highest)", "seconds"]
@@ -255,6 +280,7 @@ TABLES = {
     "adaptive-digits": attackers_table,
     "cifar10-covered": attackers_table,
     "official": official,
+    "ablation": ablation,
     "residual-check": residual_check,
     "residual-cifar": residual_check,
     "repair-loss": repair_loss,

@@ -234,6 +234,20 @@ def test_the_authors_procedure_stands_beside_ours_on_the_same_model(tiny, monkey
     assert (own.repair_epochs, own.repair_lr, own.schedule, own.repair_loss) == (10, 0.001, "constant", "labels")
 
 
+def test_every_switch_is_measured_on_the_same_attacked_model(tiny):
+    script, tables = importlib.import_module("ablation"), importlib.import_module("tables")
+    pipeline, runs = Pipeline(params.check(tiny | {"steps": 4, "betas": "0.9,0.5"})), []
+    for variant in ("ours", "one start", "alpha 0"):
+        measured = json.loads(json.dumps(script.measure(pipeline, variant)))
+        assert len(measured["F"]) == 2 and 0 <= measured["asr"] <= 1
+        runs.append({"attacker": "a", "trigger": "bw:1", "seed": 0, "variant": variant} | measured)
+    assert runs[1]["started again"] == 0, "a tiny generator misses its levels, and this one does not start again"
+    assert runs[0]["F"] != runs[2]["F"]
+    runs.append(runs[1] | {"seed": 1, "asr": 1.0, "F": [0.5, 0.5]})
+    text = tables.ablation({"runs": runs, "made": {"device_name": "a processor", "torch": "2"}})
+    assert "| variant | a (2): F, again, ASR mean (worst) |" in text and "0 of 4, " in text and "(100.0%)" in text
+
+
 def test_every_round_has_the_check_beside_the_truth(tiny):
     script = importlib.import_module("repair_rounds")
     pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))
