@@ -234,6 +234,43 @@ def ablation(content: dict) -> str:
     )
 
 
+def equal_terms(content: dict) -> str:
+    """Return, for each number of clean images, one line a repair: over all attacked models, and the ASR by attacker."""
+    runs = content["runs"]
+    key = ("attacker", "poison_rate", "seed")
+    before = {tuple(run[name] for name in key): run for run in runs if run["repair"] == "no repair"}
+    attackers_named = list(dict.fromkeys(run["attacker"] for run in runs))
+    columns = ["accuracy lost", "ASR: mean (worst)", "true-label accuracy", "ASR after five poisoned images", "seconds"]
+    blocks = []
+    for images in sorted({run["images"] for run in runs} - {0}, reverse=True):
+        chosen = [run for run in runs if run["images"] in (0, images)]
+        lines = head([f"{images} clean images", "models", *columns, *(f"ASR: {name}" for name in attackers_named)])
+        for name in dict.fromkeys(run["repair"] for run in chosen):
+            group = [run for run in chosen if run["repair"] == name]
+            done = [run for run in group if "error" not in run]
+            if not done:
+                lines.append(row([name, f"{len(group)} (all diverged)"]))
+                continue
+            lost = [100 * (before[tuple(r[k] for k in key)]["clean_accuracy"] - r["clean_accuracy"]) for r in done]
+            asr = [run["asr"] for run in done]
+            cells = [
+                name,
+                str(len(group)) + (f" ({len(group) - len(done)} diverged)" if len(done) < len(group) else ""),
+                f"{statistics.mean(lost):.1f}",
+                f"{percent(statistics.mean(asr))} ({percent(max(asr))})",
+                percent(statistics.mean(run["true_label_accuracy"] for run in done)),
+                percent(statistics.mean(run["reactivated"]["asr"] for run in done)),
+                f"{statistics.median(run['seconds'] for run in done):.0f}" if "seconds" in done[0] else "",
+            ]
+            for attacker in attackers_named:
+                rates = [run["asr"] for run in done if run["attacker"] == attacker]
+                cells.append(percent(statistics.mean(rates)) if rates else "")
+            lines.append(row(cells))
+        blocks.append("\n".join(lines))
+    made = content["made"]
+    return "\n\n".join([*blocks, f"{len(before)} attacked models; {made['device_name']}, torch {made['torch']}."])
+
+
 def residual_check(content: dict) -> str:
     """Return how often the check raises an alarm on models without a backdoor, and what it finds."""
     columns = ["model", "not clear", "95% CI", "search, median (highest)", "new generator, median (highest)", "seconds"]
@@ -281,6 +318,7 @@ TABLES = {
     "cifar10-covered": attackers_table,
     "official": official,
     "ablation": ablation,
+    "equal-terms": equal_terms,
     "residual-check": residual_check,
     "residual-cifar": residual_check,
     "repair-loss": repair_loss,

@@ -248,6 +248,32 @@ def test_every_switch_is_measured_on_the_same_attacked_model(tiny):
     assert "| variant | a (2): F, again, ASR mean (worst) |" in text and "0 of 4, " in text and "(100.0%)" in text
 
 
+def test_all_repairs_get_the_same_images_and_are_measured_before_and_after_poisoned_ones(tiny, monkeypatch):
+    script, tables = importlib.import_module("equal_terms"), importlib.import_module("tables")
+    monkeypatch.setattr(script, "BUDGETS", {60: {"repair_epochs": 1, "batch_size": 16}})
+    seen, pipeline = [], Pipeline(params.check(tiny | {"steps": 4}))
+    view = Pipeline.defender_view
+
+    def recorded(self, knowledge, *, model=None, clean=None):
+        if clean is not None:
+            seen.append(clean.labels.tolist())
+        return view(self, knowledge, model=model, clean=clean)
+
+    monkeypatch.setattr(Pipeline, "defender_view", recorded)
+    model = {"attacker": "a", "poison_rate": 0.1, "seed": 0}
+    runs = [model | {"images": 0, "repair": "no repair"} | script.measured(pipeline, pipeline.attacked().model)]
+    for name in ("fine-tuning", "CLP", "FT-SAM", "ideal"):
+        runs.append(model | {"images": 60, "repair": name} | script.measure(pipeline, 60, name))
+    assert len(seen) == 4 and all(len(labels) == 60 and labels == seen[0] for labels in seen)
+    assert all(0 <= run["reactivated"]["asr"] <= 1 and run["seconds"] >= 0 for run in runs[1:])
+    runs.append(model | {"images": 60, "repair": "NAD", "error": "no finite loss"})
+    text = tables.equal_terms({"runs": json.loads(json.dumps(runs)), "made": {"device_name": "p", "torch": "2"}})
+    assert "| 60 clean images | models | accuracy lost |" in text and text.count("\n| ") == 6
+    assert "| NAD | 1 (all diverged) |" in text
+    trained = {"fine-tuning", "FT-SAM", "NAD"}
+    assert trained < set(script.repairs(pipeline, pipeline.p.repair_settings()))
+
+
 def test_every_round_has_the_check_beside_the_truth(tiny):
     script = importlib.import_module("repair_rounds")
     pipeline = Pipeline(params.check(tiny | {"rounds": 2, "clear_below": 1e-6}))
