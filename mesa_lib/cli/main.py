@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mesa_lib import device as devices
-from mesa_lib.cli import run, scan, sweep
+from mesa_lib.cli import convert, run, scan, sweep
 from mesa_lib.experiments.notebooks import SeriesFailed
 
 #: what a command ends with when a signal stops it, as shells have it: 128 + the signal's number
@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add(commands)
     sweep.add(commands)
     scan.add(commands)
+    convert.add(commands)
     commands.choices["scan"].set_defaults(function=scan.main)
     return parser
 

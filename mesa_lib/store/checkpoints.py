@@ -45,8 +45,7 @@ def refuse_pickle(file: Path) -> None:
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
         raise ValueError(
             f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"
-            f"Convert it where you trust it: safetensors.torch.save_file("
-            f"torch.load({file.name!r}, weights_only=True), 'model.safetensors')"
+            f"Turn it into a safetensors file, without running it: python -m mesa_lib convert {file.name!r}"
         )
 
 
