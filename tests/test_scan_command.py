@@ -23,6 +23,7 @@ from mesa_lib.scan import accuracy
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
+from mesa_lib.scan.scanner import Scanner
 
 
 class Represented(nn.Module):
@@ -218,6 +219,20 @@ def test_the_command_repairs_and_reports_by_its_exit_status_that_a_class_was_fla
     shown = capsys.readouterr().out
     assert "any.safetensors: backdoored: green" in shown and "repaired: accuracy 100.0% before" in shown
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_repair_that_fails_does_not_take_the_verdict_along(desk, capsys, monkeypatch):
+    def repair(self, detected):
+        before = written(desk)
+        assert before["verdict"] in ("backdoored", "nothing found") and before["scanned"]["sha256"]
+        raise FloatingPointError("repair: loss = nan")
+
+    monkeypatch.setattr(Scanner, "repair", repair)
+    assert run(desk, "--repair") == 1
+    assert capsys.readouterr().err.endswith("mesa: repair: loss = nan\n")
+    found, page = written(desk), (desk / "out" / "report.html").read_text()
+    assert found["repair"] == {"done": False, "why": "the repair had not ended when this was written"}
+    assert "None was made: the repair had not ended" in page and len(found["verdicts"]) == 3
 
 
 def test_a_folder_that_cannot_be_written_is_noticed_before_the_scan(tmp_path, monkeypatch, capsys):

@@ -17,9 +17,10 @@ from torchvision import models as torchvision_models
 from toys import Coded, coded_images
 
 from mesa_lib import scan as scanning
-from mesa_lib import store
+from mesa_lib import store, training
 from mesa_lib.cli import main
 from mesa_lib.models import networks
+from mesa_lib.models.frozen import frozen
 from mesa_lib.scan.reading import checkpoint, wrapped
 from mesa_lib.scan.reading import networks as architectures
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
@@ -220,7 +221,7 @@ def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, cap
         scanning.read_model(tmp_path / "model.safetensors", "smallcnn", 3)
     assert main.main(["scan", str(tmp_path / "model.safetensors"), str(tree), "--network", "smallcnn"]) == 1
     shown = capsys.readouterr().err
-    assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Convert it"))
+    assert "Traceback" not in shown and shown.splitlines()[-1].startswith(("mesa: ", "Turn it into"))
 
 
 BAD_REQUESTS = {
@@ -453,3 +454,85 @@ def nan_where_red(logits, x):
 def test_outputs_that_cannot_be_searched_are_reported_as_such(coded, change, message):
     with pytest.raises(ValueError, match=message):
         scanning.prepare(Coded(change=change), coded.split.images, 3)
+
+
+# --- networks that are particular about what they are given -------------------------------------------------
+
+
+class Flattening(nn.Module):
+    """Flattens the last feature map by `view`, as most public code for CIFAR does."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Dropout(dropout))
+        self.classifier = nn.Linear(4 * 8 * 8, 3)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.classifier(x.view(x.size(0), -1))
+
+
+def test_a_network_that_takes_contiguous_memory_only_gets_it_in_search_and_repair(coded):
+    images = coded.split.images
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        Flattening()((images[:4].float() / 255).contiguous(memory_format=torch.channels_last))
+    model = scanning.prepare(Flattening(), images, 3, trained=True)
+    assert model.memory_format is torch.contiguous_format
+    assert scanning.prepare(small(), images, 3).memory_format is torch.channels_last
+    fixed = frozen(model, "float32")
+    x = (images[:4].float() / 255).contiguous(memory_format=torch.channels_last)
+    assert fixed(x).shape == (4, 3)
+    training.train(
+        model, images, coded.split.labels, epochs=1, lr=0.01, batch_size=32, seed=0, device=torch.device("cpu"),
+        precision="float32",
+    )  # fmt: skip
+    assert model(x).shape == (4, 3)
+
+
+class Squeezing(nn.Module):
+    """Drops the dimension of the batch if that is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Flattening()
+
+    def forward(self, x):
+        return self.inner(x.contiguous()).squeeze()
+
+
+class Untrainable(nn.Module):
+    """Has no code for training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small()
+
+    def forward(self, x):
+        if self.training:
+            raise NotImplementedError("inference only")
+        return self.inner(x)
+
+
+class NoWeights(nn.Module):
+    """Has weights that its outputs do not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.ones(3))
+        self.register_buffer("head", torch.rand(3, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x):
+        return x.mean((2, 3)) @ self.head + 0 * self.unused
+
+
+def test_what_comes_later_is_tried_before_the_search(coded):
+    images = coded.split.images
+    with pytest.raises(ValueError, match=r"returns \(3,\) for a single image; expected \(1, 3\)"):
+        scanning.prepare(Squeezing(), images, 3)
+    scanning.prepare(Untrainable(), images, 3)
+    with pytest.raises(ValueError, match=r"cannot be trained \(inference only\), so it cannot be repaired"):
+        scanning.prepare(Untrainable(), images, 3, trained=True)
+    scanning.prepare(NoWeights(), images, 3)
+    with pytest.raises(ValueError, match="no weight of the model has a gradient"):
+        scanning.prepare(NoWeights(), images, 3, trained=True)

@@ -206,8 +206,13 @@ def main(a: argparse.Namespace) -> int:
         out = a.out or paths.runs() / "scans" / f"{file.stem}-{key[:8]}"
         check_same_scan(out, scanned)
     name = sanitize(file.name)
+
+    def found(done: Scan) -> None:  # a repair that fails does not take the verdict along
+        done.result["scanned"] = scanned
+        scan_report.write(done, out, name)
+
     try:
-        done = scan(model, images, options, say)
+        done = scan(model, images, options, say, found)
     except NoVerdict as error:
         scan_report.write_no_verdict(error, scanned, images.notes, out, name)
         raise

@@ -33,6 +33,8 @@ from mesa_lib.scan.repair import RESIDUAL_SEARCH, Distributions, ScanRepair, rep
 
 #: the fewest images that the model has to classify correctly, of those on which the search runs
 MIN_CORRECT = 8
+#: what a report says of the repair until it is there
+NOT_ENDED = "the repair had not ended when this was written"
 #: samples of each distribution that are kept for the report
 SAMPLES = 16
 
@@ -57,8 +59,9 @@ class Scan:
 
 
 def scan(
-    model: nn.Module, images: Images, options: Options | None = None, say: Callable[[str], None] = lambda text: None
-) -> Scan:
+    model: nn.Module, images: Images, options: Options | None = None, say: Callable[[str], None] = lambda text: None,
+    found: Callable[[Scan], None] = lambda scan: None,
+) -> Scan:  # fmt: skip
     """Return a verdict for every class of a third-party model.
 
     Args:
@@ -66,12 +69,13 @@ def scan(
         images: the defender's clean images (`read_images`).
         options: None: the defaults.
         say: receives a line of text for every step, with the time left.
+        found: receives the result without the repair, before that begins.
 
     Raises:
         NoVerdict: if the accuracy is too low.
         ValueError: if the model cannot be used at all.
     """
-    return Scanner(model, images, options or Options(), say).run()
+    return Scanner(model, images, options or Options(), say).run(found)
 
 
 class Scanner:
@@ -82,7 +86,9 @@ class Scanner:
         self.images, self.options, self.say = images, options, say
         self.started, self.progress = time.monotonic(), Progress(say)
         self.device = devices.pick_device(options.device)
-        self.model: WrappedClassifier = prepare(model, images.split.images, len(images.classes)).to(self.device)
+        self.model: WrappedClassifier = prepare(
+            model, images.split.images, len(images.classes), trained=options.repair
+        ).to(self.device)
         self.held_out, self.work = hold_out(images.split, options.seed)
         self.detector = options.detector(images.split.images.shape[-1])
         self.key = {"model": self.identity(), "images": images.fingerprint, "searched": len(self.correct)}
@@ -134,7 +140,7 @@ class Scanner:
 
     # --- the steps -----------------------------------------------------------------------------------------
 
-    def run(self) -> Scan:
+    def run(self, found: Callable[[Scan], None] = lambda scan: None) -> Scan:
         """Return the scan's result; see `scan`."""
         result: dict = {"classes": list(self.images.classes), "images": list(self.images.notes) + self.model.notes}
         result["accuracy"] = self.accuracy()
@@ -150,12 +156,16 @@ class Scanner:
         }
         locations = {(label, spec): detected.screening.location(spec, label) for label, spec in samples}
         scanned = Scan(result, samples, locations, work=self.work)
+        result |= {"options": asdict(self.options), "settings": self.settings(), "made": self.made()}
         if self.options.repair:
+            result["repair"] = {"done": False, "why": NOT_ENDED}
+            found(scanned)
             scanned.repaired, result["repair"] = self.repair(detected)
-        result["options"] = asdict(self.options)
-        result["settings"] = self.settings()
-        result["made"] = {"seconds": round(time.monotonic() - self.started, 1), **devices.describe(self.device)}
-        return scanned
+        return Scan(result | {"made": self.made()}, samples, locations, scanned.repaired, self.work)
+
+    def made(self) -> dict:
+        """Return the seconds so far, and the machine."""
+        return {"seconds": round(time.monotonic() - self.started, 1), **devices.describe(self.device)}
 
     def accuracy(self) -> dict:
         """Return the accuracy on all images and of each class; NoVerdict, with a reason, if it is too low."""

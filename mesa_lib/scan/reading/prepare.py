@@ -16,7 +16,7 @@ MARGIN = 6.0
 TRIED = 64
 
 
-def prepare(model: nn.Module, images: Tensor, classes: int, seed: int = 0) -> WrappedClassifier:
+def prepare(model: nn.Module, images: Tensor, classes: int, seed: int = 0, trained: bool = False) -> WrappedClassifier:
     """Return a copy of the model as it is scanned, after a try on some images.
 
     Its logits are scaled so that it is as sure of clean images as small networks are: a factor on the logits changes no
@@ -26,14 +26,18 @@ def prepare(model: nn.Module, images: Tensor, classes: int, seed: int = 0) -> Wr
         model: images (B, 3, H, W) in [0, 1] -> logits or probabilities; left unchanged.
         images: uint8 (N, 3, H, W), clean.
         classes: number of classes.
+        trained: whether the model will be repaired; it is then tried in training mode, too.
 
     Raises:
         ValueError: if the model does not take such images, returns another number of classes, values that are not
-            finite, or none with a gradient.
+            finite, or none with a gradient; or if it cannot be trained.
     """
     wrapped = _copied(model)
     rng = devices.rng(devices.derive_seed(seed, "try a model"))
     sample = to_float(images[torch.randperm(len(images), generator=rng)[:TRIED]]).to(wrapped.anchor.device)
+    if not any(p.requires_grad for p in wrapped.network.parameters()):
+        wrapped.network.requires_grad_(True)
+    _choose_memory_format(wrapped, sample)
     logits = _outputs(wrapped, sample)
     if logits.dim() != 2 or logits.shape != (len(sample), classes):
         raise ValueError(
@@ -49,8 +53,9 @@ def prepare(model: nn.Module, images: Tensor, classes: int, seed: int = 0) -> Wr
     _check_other_images(wrapped, sample, rng)
     _check_gradient(wrapped, sample)
     _scale_logits(wrapped, logits)
-    if not any(p.requires_grad for p in wrapped.network.parameters()):
-        wrapped.network.requires_grad_(True)
+    _check_single_image(wrapped, sample, classes)
+    if trained:
+        _check_training(wrapped, sample)
     return wrapped
 
 
@@ -69,6 +74,44 @@ def _copied(model: nn.Module) -> WrappedClassifier:
         if not torch.isfinite(tensor).all():
             raise ValueError(f"the model's {sanitize(name)} holds NaN or infinite values; expected finite weights")
     return wrapped
+
+
+def _choose_memory_format(wrapped: WrappedClassifier, images: Tensor) -> None:
+    """Let the network have contiguous memory if the faster format, channels last, ends in an error.
+
+    Many networks flatten the last feature map by `view`, which takes contiguous memory only. Search and repair also
+    keep the weights in that format, which is tried on a copy.
+    """
+    trial = copy.deepcopy(wrapped).to(memory_format=torch.channels_last)
+    try:
+        trial(images[:8])
+    except Exception:  # third-party code may raise anything; what is wrong with both formats is said later
+        wrapped.memory_format = torch.contiguous_format
+        wrapped.to(memory_format=torch.contiguous_format)
+
+
+def _check_single_image(wrapped: WrappedClassifier, images: Tensor, classes: int) -> None:
+    """Raise a ValueError if one image alone has other outputs than among others: the last batch may be of one."""
+    alone = _outputs(wrapped, images[:1])
+    if alone.shape != (1, classes):
+        raise ValueError(
+            f"the model returns {tuple(alone.shape)} for a single image; expected (1, {classes}), as for several images"
+        )
+
+
+def _check_training(wrapped: WrappedClassifier, images: Tensor) -> None:
+    """Raise a ValueError if the model cannot be trained as the repair does, tried on a copy."""
+    trial = copy.deepcopy(wrapped).to(memory_format=torch.channels_last).train()
+    try:
+        with torch.enable_grad():
+            trial(images[:8]).float().square().mean().backward()
+    except Exception as error:  # third-party code may raise anything
+        raise ValueError(
+            f"the model cannot be trained ({_first_line(error)}), so it cannot be repaired; expected a network that "
+            "takes batches in training mode, or a scan without repair"
+        ) from error
+    if not any(p.grad is not None and p.grad.abs().sum() > 0 for p in trial.network.parameters()):
+        raise ValueError("no weight of the model has a gradient, so it cannot be repaired; expected trainable weights")
 
 
 def _outputs(wrapped: WrappedClassifier, images: Tensor) -> Tensor:

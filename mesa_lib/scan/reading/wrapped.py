@@ -23,15 +23,21 @@ class WrappedClassifier(nn.Module):
         network: the third-party network.
         probabilities: whether the network returns probabilities, whose logarithm is the logit.
         temperature: the logits are divided by it.
+        memory_format: in which the network gets images and weights; some networks take contiguous memory only.
         notes: sentences for people about how the model was read.
     """
 
     def __init__(self, network: nn.Module, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
         super().__init__()
         self.normalize, self.network = Normalize(mean, std), network
-        self.probabilities, self.notes = False, []
+        self.probabilities, self.notes, self.memory_format = False, [], torch.channels_last
         self.register_buffer("temperature", torch.ones(()))
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device, if nothing else does
+
+    def to(self, *args, memory_format: torch.memory_format | None = None, **options) -> "WrappedClassifier":
+        """Move or convert the network as `nn.Module.to` does; weights keep the memory format that the network takes."""
+        wanted = None if memory_format is None else self.memory_format
+        return super().to(*args, memory_format=wanted, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training or x.numel() <= MAX_VALUES:
@@ -42,7 +48,7 @@ class WrappedClassifier(nn.Module):
         return torch.cat([self._logits(part) for part in parts])
 
     def _logits(self, x: Tensor) -> Tensor:
-        output = self.network(self.normalize(x))
+        output = self.network(self.normalize(x).contiguous(memory_format=self.memory_format))
         if isinstance(output, tuple | list) and output:  # networks with auxiliary heads return theirs after the logits
             output = output[0]
         if not isinstance(output, Tensor):
