@@ -21,13 +21,14 @@ from mesa_lib.experiments.pipeline import Pipeline
 #: attacked models: the changes of the parameter file
 MODELS = [
     {"attack": "covered", "trigger": "bw:5", "target": 3, "seed": 7},
-    {"attack": "patch", "trigger": "bw:85", "target": 5, "seed": 8},
+    {"attack": "covered", "trigger": "bw:341", "target": 3, "seed": 7},
+    {"attack": "covered", "trigger": "bw:85", "target": 3, "seed": 8},
 ]
 #: clean images -> epochs and batch size, so that the steps of both are of the same order
 IMAGES = {800: {"repair_epochs": 10, "batch_size": 100}, 8000: {"repair_epochs": 3, "batch_size": 500}}
 LOSSES = ("labels", "distillation")
 STATISTICS = ("updated", "frozen")
-RATES = (0.01, 0.03)
+RATES = (0.03, 0.01)
 IDENTITY = ("trigger", "images", "repair_loss", "repair_statistics", "repair_lr")
 
 
@@ -55,11 +56,11 @@ def main() -> None:
     start(arguments)
     base = parameter_values(arguments.params) | {"width": 32, "clean_seed": 0, "patience": 0}
     results = Results(arguments.out, {"params": base})
-    for model in MODELS:
+    for rate, model in itertools.product(RATES, MODELS):
         pipeline = Pipeline(params.check(base | model))
         attacked = pipeline.measured(pipeline.attacked())
         before = {name: attacked[name] for name in ("clean_accuracy", "asr")}
-        for images, loss, statistics, rate in itertools.product(IMAGES, LOSSES, STATISTICS, RATES):
+        for images, loss, statistics in itertools.product(IMAGES, LOSSES, STATISTICS):
             changes = {"repair_loss": loss, "repair_statistics": statistics, "repair_lr": rate}
             identity = {"trigger": model["trigger"], "images": images} | changes
             if results.find_run(**identity) is None:

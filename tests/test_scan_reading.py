@@ -21,7 +21,7 @@ from mesa_lib import store, training
 from mesa_lib.cli import main
 from mesa_lib.models import networks
 from mesa_lib.models.frozen import frozen
-from mesa_lib.scan.reading import checkpoint, wrapped
+from mesa_lib.scan.reading import checkpoint, cifar_networks, wrapped
 from mesa_lib.scan.reading import networks as architectures
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 
@@ -225,11 +225,12 @@ def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, cap
 
 
 BAD_REQUESTS = {
-    "network": ({"network": "vgg"}, "'vgg': expected one of smallcnn, resnet18, fastcnn, or torchvision:NAME"),
+    "network": ({"network": "vgg"}, "'vgg': expected one of smallcnn, resnet18, fastcnn, cifar:NAME with .*any module"),
+    "cifar": ({"network": "cifar:resnet20"}, "cifar:NAME with resnet18, resnet34"),
     "torchvision": ({"network": "torchvision:resnet19"}, "such as torchvision:resnet101"),
     "detector": ({"network": "torchvision:fasterrcnn_resnet50_fpn"}, "network = "),
     "other width": ({"network": "resnet18"}, "another architecture than ResNet18|no resnet18"),
-    "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers"),
+    "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers, or one"),
     "std": ({"mean": MEAN, "std": (0.2, 0, 0.2)}, "std = .*all above 0"),
     "other mean": ({"mean": (0.1, 0.1, 0.1)}, r"mean = \(0.1, 0.1, 0.1\): expected the file's, \[0.5, 0.4, 0.3\]"),
 }
@@ -240,6 +241,140 @@ def test_a_request_that_does_not_fit_the_file_is_refused(what, tmp_path):
     request, message = BAD_REQUESTS[what]
     with pytest.raises(ValueError, match=message):
         scanning.read_model(written(tmp_path, weights()), **({"network": "smallcnn", "classes": 3} | request))
+
+
+# --- networks that people have -------------------------------------------------------------------------------
+
+#: parameters of the published code, for ten classes
+PARAMETERS = {
+    "resnet18": 11_173_962, "resnet34": 21_282_122, "resnet50": 23_520_842, "preactresnet18": 11_171_146,
+    "vgg16": 14_728_266, "vgg19": 20_040_522,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_networks_of_cifar_checkpoints_have_the_published_size(name):
+    network = architectures.without_memory(cifar_networks.builder(name, 10))
+    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
+
+
+def as_published(held: dict, prefix: str = "") -> dict:
+    """Torchvision's ResNet with a 3x3 stem, under the names of most CIFAR checkpoints."""
+    return {prefix + k.replace("downsample", "shortcut").replace("fc.", "linear."): v for k, v in held.items()}
+
+
+def with_small_stem(channels: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    original = torchvision_models.resnet18(num_classes=3)
+    original.conv1, original.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
+    return original.eval()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.net."])
+def test_a_public_resnet18_for_cifar_is_read_under_its_names(tmp_path, prefix):
+    original = with_small_stem()
+    model = read(tmp_path, as_published(original.state_dict(), prefix), "cifar:resnet18", 3, MEAN, STD)
+    expected = original(networks.Normalize(MEAN, STD)(sample()))
+    assert torch.allclose(model(sample()), expected, atol=1e-4)
+
+
+def test_a_preactivated_block_normalizes_before_it_convolves():
+    block = cifar_networks.PreActBlock(2, 2, 1).eval()
+    block.conv1.weight.data.zero_()
+    block.conv2.weight.data.zero_()
+    x = torch.randn(1, 2, 4, 4)
+    assert torch.equal(block(x), x) and not hasattr(block, "shortcut"), "the shortcut is the input itself"
+    wider = cifar_networks.PreActBlock(2, 4, 2).eval()
+    wider.conv2.weight.data.zero_()
+    activated = nn.functional.relu(wider.bn1(x))
+    assert torch.allclose(wider(x), nn.functional.conv2d(activated, wider.shortcut[0].weight, stride=2))
+
+
+@pytest.mark.parametrize("name", ["preactresnet18", "vgg11", "resnet50"])
+def test_every_kind_of_network_for_cifar_is_read(tmp_path, name):
+    original = cifar_networks.builder(name, 3)().eval()
+    model = read(tmp_path, original.state_dict(), f"cifar:{name}", 3, MEAN, STD)
+    assert torch.allclose(model(sample()), original(networks.Normalize(MEAN, STD)(sample())), atol=1e-5)
+
+
+def test_usual_changes_of_a_torchvision_network_are_seen_in_the_file(tmp_path):
+    original = with_small_stem()
+    model = read(tmp_path, original.state_dict(), "torchvision:resnet18", 3, MEAN, STD)
+    assert torch.allclose(model(sample()), original(networks.Normalize(MEAN, STD)(sample())), atol=1e-4)
+    assert "without max pooling" in model.notes[0]
+    plain = torchvision_models.resnet18(num_classes=3).eval()
+    held = {k.replace("fc.", "fc.1."): v for k, v in plain.state_dict().items()}
+    dropped = read(tmp_path, held, "torchvision:resnet18", 3, MEAN, STD)
+    assert torch.allclose(dropped(sample(64)), plain(networks.Normalize(MEAN, STD)(sample(64))), atol=1e-4)
+    assert dropped.notes == []
+
+
+@pytest.mark.parametrize(("network", "rename"), [("torchvision:resnet18", dict), ("cifar:resnet18", as_published)])
+def test_a_network_for_one_channel_gets_the_mean_of_three(tmp_path, network, rename):
+    original = with_small_stem(channels=1)
+    model = read(tmp_path, rename(original.state_dict()), network, 3, (0.5,), (0.2,))
+    gray = sample().mean(1, keepdim=True)
+    assert torch.allclose(model(sample()), original((gray - 0.5) / 0.2), atol=1e-4)
+    assert "one channel" in model.notes[-1]
+
+
+def test_any_module_for_one_channel_can_be_prepared(coded):
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    assert scanning.prepare(one, coded.split.images, 3).channels == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "meant"),
+    [("torchvision:resnet18", "cifar:resnet18"), ("resnet18", "cifar:resnet18"), ("cifar:vgg16", "cifar:resnet18")],
+)
+def test_a_file_under_a_wrong_name_gets_the_right_one(tmp_path, network, meant):
+    with pytest.raises(ValueError, match=rf"did you mean {meant}\?$"):
+        read(tmp_path, as_published(with_small_stem().state_dict()), network, 3, MEAN, STD)
+    with pytest.raises(ValueError, match="another architecture") as refused:
+        read(tmp_path, {"a": torch.ones(3), "b": torch.ones(3)}, "cifar:resnet18", 3, MEAN, STD)
+    assert "did you mean" not in str(refused.value)
+
+
+OWN_CODE = """
+import torch
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_name("ran").touch()
+
+def mine(num_classes, width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+def broken():
+    raise KeyError("no such layer")
+
+def number():
+    return 3
+"""
+
+
+def test_a_network_of_the_user_s_code_is_built_where_that_is_allowed(tmp_path):
+    (tmp_path / "mine.py").write_text(OWN_CODE)
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    file, asked = written(tmp_path, original.state_dict()), f"{tmp_path / 'mine.py'}:mine"
+    with pytest.raises(ValueError, match="would run the code of that file.*add --trust-code"):
+        scanning.read_model(file, asked, 3, MEAN, STD)
+    assert not (tmp_path / "ran").exists()
+    model = scanning.read_model(file, asked, 3, MEAN, STD, trust_code=True)
+    assert (tmp_path / "ran").exists()
+    assert torch.allclose(model(sample()), original(networks.Normalize(MEAN, STD)(sample())), atol=1e-6)
+    (tmp_path / "bad.py").write_text("import no_such_package")
+    refused = {
+        f"{tmp_path / 'mine.py'}:other": "no function of this name; expected one of mine, broken, number",
+        f"{tmp_path / 'mine.py'}:broken": "KeyError: 'no such layer'",
+        f"{tmp_path / 'mine.py'}:number": "returns a int; expected a torch.nn.Module",
+        f"{tmp_path / 'none.py'}:mine": "no such file",
+        f"{tmp_path / 'bad.py'}:mine": "ModuleNotFoundError",
+    }
+    for network, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            scanning.read_model(file, network, 3, MEAN, STD, trust_code=True)
 
 
 def test_torchvision_needs_mean_and_std(tmp_path):

@@ -32,6 +32,7 @@ REPAIRED = "repaired.safetensors"
 RESULTS = ("scan.json", "report.html", REPAIRED)
 #: the exit status of `--fail-if-found`
 FOUND = 3
+NETWORK = "smallcnn, resnet18, fastcnn (this project's), cifar:NAME, torchvision:NAME, or FILE.py:FUNCTION"
 
 
 # --- arguments -------------------------------------------------------------------------------------------
@@ -81,11 +82,12 @@ def add(commands) -> None:
     add_option = command.add_argument
     add_option("model", help="a safetensors file")
     add_option("images", help="a folder with a folder of clean images for each class")
-    add_option("--network", required=True, help="smallcnn, resnet18, fastcnn, or torchvision:NAME")
+    add_option("--network", required=True, help=NETWORK)
     add_option(
         "--mean", type=numbers, help="of the model's inputs, in [0, 1]: 0.485,0.456,0.406 (with a minus: --mean=-1,0,0)"
     )
     add_option("--std", type=numbers, help="0.229,0.224,0.225")
+    add_option("--trust-code", action="store_true", help="run the code of FILE.py, to build the network")
     add_option("--image-size", type=int, help="side of the model's inputs (default: that of the images)")
     classes = "the folders' names in the order of the model's outputs: cat,dog or a JSON list (default: sorted)"
     add_option("--classes", type=folder_names, help=classes)
@@ -200,7 +202,7 @@ def main(a: argparse.Namespace) -> int:
         images = read_images(a.images, a.image_size, a.classes)
         for note in images.notes:
             say(note)
-        model = read_model(a.model, a.network, len(images.classes), a.mean, a.std)
+        model = read_model(a.model, a.network, len(images.classes), a.mean, a.std, a.trust_code)
         scanned = identity(file, a.network, model, images)
         key = store.config_key({name: scanned[name] for name in ("sha256", "images")})
         out = a.out or paths.runs() / "scans" / f"{file.stem}-{key[:8]}"

@@ -10,11 +10,13 @@ from mesa_lib.models.networks import NETWORKS
 from mesa_lib.scan.reading import checkpoint
 from mesa_lib.scan.reading.checkpoint import Header
 from mesa_lib.scan.reading.networks import (
+    hint,
+    named_network,
     project_network,
     remove_auxiliary_heads,
-    torchvision_network,
     without_memory,
 )
+from mesa_lib.scan.reading.own_code import network_of_file
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.store.sanitize import sanitize
 
@@ -24,31 +26,43 @@ TOLERANCE = 2e-3
 
 
 def read_model(
-    file: str | Path, network: str, classes: int, mean: Channels | None = None, std: Channels | None = None
-) -> WrappedClassifier:
+    file: str | Path, network: str, classes: int, mean: Channels | None = None, std: Channels | None = None,
+    trust_code: bool = False,
+) -> WrappedClassifier:  # fmt: skip
     """Return the model of a safetensors file, in eval mode.
 
     Args:
         file: the safetensors file.
-        network: `smallcnn`, `resnet18` or `fastcnn` of this project, whose files hold mean and std themselves, or
-            `torchvision:NAME` for any classifier of torchvision, which needs both.
+        network: `smallcnn`, `resnet18` or `fastcnn` of this project, whose files hold mean and std themselves; or
+            `cifar:NAME`, `torchvision:NAME` or `FILE.py:FUNCTION`, which need both.
         classes: how many classes the images have.
-        mean, std: of the network's inputs in [0, 1], three numbers each.
+        mean, std: of the network's inputs in [0, 1], three numbers each, or one for all channels.
+        trust_code: whether code of a file may run, which `FILE.py:FUNCTION` needs.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: in one message, if the file does not hold what `network` names.
     """
-    for what, values in (("mean", mean), ("std", std)):
-        usable = values is None or (len(values) == 3 and all(map(math.isfinite, values)))
-        if not usable or (values is not None and what == "std" and min(values) <= 0):
-            raise ValueError(f"{what} = {values}: expected three numbers{', all above 0' * (what == 'std')}")
+    mean, std = (_three(what, values) for what, values in (("mean", mean), ("std", std)))
     header = checkpoint.read_header(file)
-    if network in NETWORKS:
-        model = _read_project_network(network, header, classes, mean, std)
-    else:
-        model = _read_torchvision(network, header, classes, mean, std)
+    try:
+        if network in NETWORKS:
+            model = _read_project_network(network, header, classes, mean, std)
+        else:
+            model = _read_named(network, header, classes, mean, std, trust_code)
+    except ValueError as error:
+        if "another architecture" not in str(error) and f"no {network} " not in str(error):
+            raise
+        raise ValueError(f"{error}{hint(header, classes)}") from error
     return model.eval()
+
+
+def _three(what: str, values: Channels | None) -> Channels | None:
+    """Return the values of three channels; ValueError if they are not three usable numbers, or one."""
+    usable = values is None or (len(values) in (1, 3) and all(map(math.isfinite, values)))
+    if not usable or (values is not None and what == "std" and min(values) <= 0):
+        raise ValueError(f"{what} = {values}: expected three numbers{', all above 0' * (what == 'std')}, or one")
+    return tuple(values) * 3 if values is not None and len(values) == 1 else values
 
 
 def _read_project_network(
@@ -71,10 +85,12 @@ def _read_project_network(
     return _wrap(model, notes)
 
 
-def _read_torchvision(
-    network: str, header: Header, classes: int, mean: Channels | None, std: Channels | None
+def _read_named(
+    network: str, header: Header, classes: int, mean: Channels | None, std: Channels | None, trust_code: bool
 ) -> WrappedClassifier:
-    build = torchvision_network(network, classes, header)
+    """Read a network of a CIFAR checkpoint, of torchvision, or of a file with code; mean and std are the call's."""
+    in_file = ".py:" in network
+    build = network_of_file(network, classes, trust_code) if in_file else named_network(network, classes, header)
     if mean is None or std is None:
         raise ValueError(
             f"network = '{sanitize(network)}': mean and std of its inputs have to be named "
@@ -84,7 +100,14 @@ def _read_torchvision(
     model = checkpoint.load_weights(header, names, build())
     if remove_auxiliary_heads(model):
         notes.append("Its auxiliary heads, which are used in training alone, were left out.")
-    return _wrap(model, notes, mean, std)
+    if not in_file and isinstance(getattr(model, "maxpool", None), nn.Identity):
+        notes.append(
+            "Its stem is 3x3; it was read with stride 1 and without max pooling, as is usual for 32x32 images."
+        )
+    wrapped = _wrap(model, notes, mean, std)
+    if wrapped.channels == 1:
+        wrapped.notes.append("It takes images of one channel and gets the mean of red, green and blue.")
+    return wrapped
 
 
 def _wrap(network: nn.Module, notes: list[str], *normalization: Channels) -> WrappedClassifier:

@@ -1,4 +1,7 @@
-"""Architectures by name: this project's networks and every classifier of torchvision."""
+"""Architectures by name: this project's networks, those of CIFAR checkpoints, every classifier of torchvision.
+
+Where people usually change an architecture, the file says so: one channel, a 3x3 stem, dropout before the last layer.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +9,7 @@ import torch
 from torch import nn
 
 from mesa_lib.models import networks
+from mesa_lib.scan.reading import checkpoint, cifar_networks
 from mesa_lib.scan.reading.checkpoint import Header
 from mesa_lib.store.sanitize import sanitize
 
@@ -13,7 +17,68 @@ from mesa_lib.store.sanitize import sanitize
 HEADS = {"smallcnn": 4, "resnet18": 8, "fastcnn": 4}
 #: the largest number of inputs of the last layer
 MAX_HEAD = 2**14
-TORCHVISION = "torchvision:"
+TORCHVISION, CIFAR = "torchvision:", "cifar:"
+#: classifiers of torchvision that a file is compared with if it does not fit the one that was named
+COMMON = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "vgg19_bn", "mobilenet_v2",
+    "mobilenet_v3_small", "mobilenet_v3_large", "densenet121", "efficientnet_b0", "alexnet", "squeezenet1_1",
+    "vit_b_16",
+)  # fmt: skip
+
+
+def named_network(network: str, classes: int, header: Header) -> Callable[[], nn.Module]:
+    """Return a function that builds `cifar:NAME` or `torchvision:NAME`, untrained, changed as the file says.
+
+    Raises:
+        ValueError: if there is no network of this name.
+    """
+    if network.startswith(CIFAR) and network.removeprefix(CIFAR) in cifar_networks.NAMES:
+        return cifar_networks.builder(network.removeprefix(CIFAR), classes, channels(header))
+    build = torchvision_network(network, classes, header)
+    return lambda: changed(build(), header)
+
+
+def channels(header: Header) -> int:
+    """Return the channels of the images that the network in a file takes: 1, or 3 in all other cases."""
+    shapes = (shape for _, shape in header.tensors.values())
+    return 1 if next((shape[1] for shape in shapes if len(shape) == 4), 3) == 1 else 3
+
+
+def changed(network: nn.Module, header: Header) -> nn.Module:
+    """Return a network of torchvision with a 3x3 stem, one channel, or dropout before its last layer, as in the file.
+
+    A 3x3 stem of a ResNet has stride 1 and no max pooling behind it, as is usual for 32x32 images.
+    """
+    ends = {name: shape for name, (_, shape) in header.tensors.items()}
+
+    def claimed(name: str) -> tuple[int, ...]:
+        return next((shape for end, shape in ends.items() if end == name or end.endswith(f".{name}")), ())
+
+    stem = claimed("conv1.weight")
+    if isinstance(getattr(network, "conv1", None), nn.Conv2d) and hasattr(network, "maxpool") and len(stem) == 4:
+        small, width = stem[2:] == (3, 3), network.conv1.out_channels
+        if small:
+            network.conv1, network.maxpool = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.Identity()
+        if stem[1] == 1:
+            old = network.conv1
+            network.conv1 = nn.Conv2d(1, width, old.kernel_size, old.stride, old.padding, bias=False)
+    if isinstance(getattr(network, "fc", None), nn.Linear) and claimed("fc.1.weight") and not claimed("fc.weight"):
+        network.fc = nn.Sequential(nn.Dropout(), network.fc)
+    return network
+
+
+def hint(header: Header, classes: int) -> str:
+    """Return `; did you mean cifar:resnet18?` if a file fits a network of another name; else an empty text."""
+    names = [f"{CIFAR}{name}" for name in cifar_networks.NAMES] + [f"{TORCHVISION}{name}" for name in COMMON]
+    for name in names:
+        build = named_network(name, classes, header)
+        try:
+            checkpoint.match_names(header, without_memory(build), classes)
+        except ValueError as error:
+            if "the images have" not in str(error):  # all but the number of classes fits
+                continue
+        return f"; did you mean {name}?"
+    return ""
 
 
 def project_network(
@@ -55,8 +120,9 @@ def torchvision_network(network: str, classes: int, header: Header) -> Callable[
     if not network.startswith(TORCHVISION) or name not in available:
         near = [f"{TORCHVISION}{n}" for n in available if name[:4] and n.startswith(name[:4])][:5]
         raise ValueError(
-            f"network = '{sanitize(network)}': expected one of {', '.join(networks.NETWORKS)}, or {TORCHVISION}NAME"
-            f"{' such as ' + ', '.join(near) if near else ''}"
+            f"network = '{sanitize(network)}': expected one of {', '.join(networks.NETWORKS)}, {CIFAR}NAME with "
+            f"{', '.join(cifar_networks.NAMES)}, {TORCHVISION}NAME{' such as ' + ', '.join(near) if near else ''}, or "
+            "FILE.py:FUNCTION with --trust-code (in Python, mesa_lib.scan.scan takes any module)"
         )
     options = {}
     if name in ("googlenet", "inception_v3"):

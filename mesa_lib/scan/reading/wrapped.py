@@ -17,12 +17,15 @@ class NoTensor(Exception):
 class WrappedClassifier(nn.Module):
     """A network behind its normalization: images (B, 3, H, W) in [0, 1] -> logits (B, classes).
 
+    A network for images of one channel gets the mean of the three.
+
     Large batches go through in parts; for gradients, activations are computed again instead of kept.
 
     Attributes:
         network: the third-party network.
         probabilities: whether the network returns probabilities, whose logarithm is the logit.
         temperature: the logits are divided by it.
+        channels: of the images that the network takes: 3, or 1 for the mean of red, green and blue.
         memory_format: in which the network gets images and weights; some networks take contiguous memory only.
         notes: sentences for people about how the model was read.
     """
@@ -31,6 +34,8 @@ class WrappedClassifier(nn.Module):
         super().__init__()
         self.normalize, self.network = Normalize(mean, std), network
         self.probabilities, self.notes, self.memory_format = False, [], torch.channels_last
+        first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
+        self.channels = 1 if first is not None and first.in_channels == 1 else 3
         self.register_buffer("temperature", torch.ones(()))
         self.anchor = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device, if nothing else does
 
@@ -48,7 +53,9 @@ class WrappedClassifier(nn.Module):
         return torch.cat([self._logits(part) for part in parts])
 
     def _logits(self, x: Tensor) -> Tensor:
-        output = self.network(self.normalize(x).contiguous(memory_format=self.memory_format))
+        x = self.normalize(x)
+        x = x.mean(1, keepdim=True) if self.channels == 1 else x
+        output = self.network(x.contiguous(memory_format=self.memory_format))
         if isinstance(output, tuple | list) and output:  # networks with auxiliary heads return theirs after the logits
             output = output[0]
         if not isinstance(output, Tensor):
