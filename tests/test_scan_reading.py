@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import struct
+import sys
 
 import pytest
 import torch
@@ -333,6 +334,169 @@ def test_a_file_under_a_wrong_name_gets_the_right_one(tmp_path, network, meant):
     with pytest.raises(ValueError, match="another architecture") as refused:
         read(tmp_path, {"a": torch.ones(3), "b": torch.ones(3)}, "cifar:resnet18", 3, MEAN, STD)
     assert "did you mean" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet10t", 64), ("mobilenetv3_small_050", 64), ("vit_tiny_patch16_224", 224)]
+)
+def test_a_network_of_timm_is_read(tmp_path, name, size):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    original = timm.create_model(name, num_classes=3).eval()
+    model = read(tmp_path, original.state_dict(), f"timm:{name}", 3, MEAN, STD)
+    x = sample(size)
+    assert torch.allclose(model(x), original(networks.Normalize(MEAN, STD)(x)), atol=1e-5)
+
+
+def test_timm_is_asked_for_one_channel_and_names_near_ones(tmp_path):
+    timm = pytest.importorskip("timm")
+    one = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval()
+    model = read(tmp_path, one.state_dict(), "timm:resnet10t", 3, (0.5,), (0.2,))
+    assert model.channels == 1 and model(sample(64)).shape == (4, 3)
+    with pytest.raises(ValueError, match="timm has no network of this name, but timm:resnet"):
+        read(tmp_path, weights(), "timm:resnet_no_such", 3, MEAN, STD)
+
+
+def hugging_face_folder(folder, **changes):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        hidden_sizes=[4, 8], depths=[1, 1], embedding_size=4, layer_type="basic", num_labels=3
+    )  # fmt: skip
+    torch.manual_seed(0)
+    original = transformers.AutoModelForImageClassification.from_config(config).eval()
+    original.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(settings))
+    inputs = {"do_normalize": True, "image_mean": list(MEAN), "image_std": list(STD)}
+    (folder / "preprocessor_config.json").write_text(json.dumps(inputs))
+    return original
+
+
+def test_a_folder_of_hugging_face_is_read_with_its_normalization(tmp_path):
+    original = hugging_face_folder(tmp_path)
+    model = scanning.read_model(tmp_path / "model.safetensors", f"hf:{tmp_path}", 3)
+    expected = original(networks.Normalize(MEAN, STD)(sample(64))).logits
+    assert torch.allclose(model(sample(64)), expected, atol=1e-5)
+    named = scanning.read_model(tmp_path / "model.safetensors", f"hf:{tmp_path}", 3, (0.1,), (0.9,))
+    assert named.normalize.mean.flatten().tolist() == pytest.approx([0.1] * 3)
+
+
+HOSTILE_FOLDERS = {
+    "remote code": ({"auto_map": {"AutoModel": "modeling.Evil"}}, "asks for code of its own"),
+    "no classifier": ({"model_type": "bert"}, "model_type = 'bert'; expected a classifier of images"),
+    "other classes": ({"id2label": {"0": "a", "1": "b"}}, "the model has 2 classes, the images have 3"),
+    "too many layers": ({"depths": [10**6, 1]}, "depths = 1000000; expected at most 500"),
+    "too wide": ({"hidden_sizes": [10**9, 8]}, "hidden_sizes = 1000000000; expected at most 100000"),
+    "wrong type": ({"hidden_sizes": "many"}, "config.json|Error"),
+    "other sizes": ({"hidden_sizes": [4, 16]}, "another architecture"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_FOLDERS)
+def test_a_hostile_folder_of_hugging_face_is_one_message(tmp_path, kind):
+    changes, message = HOSTILE_FOLDERS[kind]
+    hugging_face_folder(tmp_path, **changes)
+    (tmp_path / "modeling.py").write_text("open('ran', 'w')")
+    with pytest.raises(ValueError, match=message) as refused:
+        scanning.read_model(tmp_path / "model.safetensors", f"hf:{tmp_path}", 3)
+    assert "\n" not in str(refused.value) and not (tmp_path / "ran").exists()
+
+
+def test_a_folder_without_settings_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json: No such file.*expected a folder with config.json"):
+        read(tmp_path, weights(), f"hf:{tmp_path}", 3, MEAN, STD)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="config.json is no JSON file"):
+        read(tmp_path, weights(), f"hf:{tmp_path}", 3, MEAN, STD)
+
+
+def exported(file, network: nn.Module, size: int = 32, channels: int = 3, fixed: int = 0):
+    pytest.importorskip("onnxscript")
+    shapes = {} if fixed else {"dynamic_shapes": ({0: torch.export.Dim("batch")},)}
+    x = torch.rand(fixed or 2, channels, size, size)
+    torch.onnx.export(network.eval(), (x,), file, dynamo=True, verbose=False, external_data=False, **shapes)
+    return file
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fixed", [0, 1, 3])
+def test_an_onnx_file_is_read_with_gradients(tmp_path, fixed, capsys):
+    original = cifar_networks.ResNet(cifar_networks.BasicBlock, (1, 1, 1, 1), 3).eval()
+    file = exported(tmp_path / "m.onnx", original, fixed=fixed)
+    model = scanning.read_model(file, "onnx", 3, MEAN, STD)
+    x = sample().requires_grad_()
+    assert torch.allclose(model(x), original(networks.Normalize(MEAN, STD)(x)), atol=1e-4)
+    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
+    assert float(gradient.abs().max()) > 0 and ("batches of" in " ".join(model.notes)) is bool(fixed)
+    with pytest.raises(ValueError, match="mean and std of its inputs have to be named"):
+        scanning.read_model(file, "onnx", 3)
+
+
+def changed_onnx(file, change):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(file), load_external_data=False)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+
+
+def elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../secret"
+
+
+HOSTILE_ONNX = {
+    "weights elsewhere": (elsewhere, "lies outside the file, which is not read"),
+    "huge claim": (lambda m: m.graph.initializer[0].dims.__setitem__(0, 2**40), "claims the shape"),
+    "lying shape": (lambda m: m.graph.initializer[0].dims.__setitem__(0, 7), "claims .* numbers and holds"),
+    "negative shape": (lambda m: m.graph.initializer[0].dims.__setitem__(0, -4), "claims the shape"),
+    "unknown operation": (lambda m: setattr(m.graph.node[0], "op_type", "Evil"), "cannot be translated to PyTorch"),
+    "no graph": (lambda m: m.graph.ClearField("node"), "holds no graph"),
+    "two inputs": (lambda m: m.graph.input.append(m.graph.input[0]), "takes 2 inputs"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", HOSTILE_ONNX)
+def test_a_hostile_onnx_file_is_one_message(tmp_path_factory, tmp_path, kind, plain_onnx):
+    change, message = HOSTILE_ONNX[kind]
+    file = tmp_path / "m.onnx"
+    file.write_bytes(plain_onnx.read_bytes())
+    changed_onnx(file, change)
+    with pytest.raises(ValueError, match=message) as refused:
+        scanning.read_model(file, "onnx", 3, MEAN, STD)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def plain_onnx(tmp_path_factory):
+    small_one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return exported(tmp_path_factory.mktemp("onnx") / "m.onnx", small_one)
+
+
+def test_what_is_no_onnx_file_is_one_message(tmp_path):
+    for content in (b"", b"no graph", bytes(range(256)) * 40):
+        (tmp_path / "m.onnx").write_bytes(content)
+        with pytest.raises(ValueError, match="expected an ONNX file"):
+            scanning.read_model(tmp_path / "m.onnx", "onnx", 3, MEAN, STD)
+    with pytest.raises(FileNotFoundError, match="no such file; expected an ONNX file"):
+        scanning.read_model(tmp_path / "none.onnx", "onnx", 3, MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("network", "package"), [("timm:resnet18", "timm"), ("onnx", "onnx"), ("hf:folder", "transformers")]
+)
+def test_a_package_that_is_missing_is_named_with_its_command(tmp_path, monkeypatch, network, package):
+    (tmp_path / "m.onnx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    if network == "hf:folder":
+        network = f"hf:{tmp_path}"
+        (tmp_path / "config.json").write_text('{"num_labels": 3, "model_type": "resnet"}')
+    file = tmp_path / "m.onnx" if network == "onnx" else written(tmp_path, weights())
+    with pytest.raises(ValueError, match=rf"needs {package}; install it with: pip install 'mesa-lib\[scan\]'"):
+        scanning.read_model(file, network, 3, MEAN, STD)
 
 
 OWN_CODE = """

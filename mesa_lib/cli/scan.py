@@ -32,7 +32,10 @@ REPAIRED = "repaired.safetensors"
 RESULTS = ("scan.json", "report.html", REPAIRED)
 #: the exit status of `--fail-if-found`
 FOUND = 3
-NETWORK = "smallcnn, resnet18, fastcnn (this project's), cifar:NAME, torchvision:NAME, or FILE.py:FUNCTION"
+NETWORK = (
+    "smallcnn, resnet18, fastcnn (this project's), cifar:NAME, torchvision:NAME, timm:NAME, hf:FOLDER, onnx, or "
+    "FILE.py:FUNCTION"
+)
 
 
 # --- arguments -------------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ def add(commands) -> None:
     defaults = Options()
     command = commands.add_parser("scan", help="is a third-party model backdoored?")
     add_option = command.add_argument
-    add_option("model", help="a safetensors file")
+    add_option("model", help="a safetensors file, or an ONNX file")
     add_option("images", help="a folder with a folder of clean images for each class")
     add_option("--network", required=True, help=NETWORK)
     add_option(

@@ -39,7 +39,7 @@ def refuse_pickle(file: Path) -> None:
     if other and start[8:9] != b"{":
         raise ValueError(f"checkpoint = {file.name!r} is {other}; expected a safetensors file")
     if file.suffix == ".onnx":
-        raise ValueError(f"checkpoint = {file.name!r} is an ONNX model; expected a safetensors file")
+        raise ValueError(f"checkpoint = {file.name!r} is an ONNX model; expected a safetensors file, or --network onnx")
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
     safe = start[8:9] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:

@@ -93,7 +93,7 @@ def _check_file(file: Path, name: str) -> None:
         if start.lstrip().startswith(begin):
             raise ValueError(f"{name} is {what}")
     if file.suffix == ".onnx":
-        raise ValueError(f"{name} is an ONNX model; expected a file that torch.save wrote")
+        raise ValueError(f"{name} is an ONNX model, which needs no conversion: scan it with --network onnx")
 
 
 def _ask(file: Path, out: Path, key: str, name: str) -> dict:

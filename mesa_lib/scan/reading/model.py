@@ -9,6 +9,7 @@ from torch import nn
 from mesa_lib.models.networks import NETWORKS
 from mesa_lib.scan.reading import checkpoint
 from mesa_lib.scan.reading.checkpoint import Header
+from mesa_lib.scan.reading.hugging_face import HUGGING_FACE, normalization
 from mesa_lib.scan.reading.networks import (
     hint,
     named_network,
@@ -16,6 +17,7 @@ from mesa_lib.scan.reading.networks import (
     remove_auxiliary_heads,
     without_memory,
 )
+from mesa_lib.scan.reading.onnx_file import read_onnx
 from mesa_lib.scan.reading.own_code import network_of_file
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.store.sanitize import sanitize
@@ -32,9 +34,10 @@ def read_model(
     """Return the model of a safetensors file, in eval mode.
 
     Args:
-        file: the safetensors file.
+        file: the safetensors file; with `onnx`, an ONNX file.
         network: `smallcnn`, `resnet18` or `fastcnn` of this project, whose files hold mean and std themselves; or
-            `cifar:NAME`, `torchvision:NAME` or `FILE.py:FUNCTION`, which need both.
+            `cifar:NAME`, `torchvision:NAME`, `timm:NAME`, `hf:FOLDER`, `onnx` or `FILE.py:FUNCTION`, which need both
+            (but for `hf`, where the folder says so).
         classes: how many classes the images have.
         mean, std: of the network's inputs in [0, 1], three numbers each, or one for all channels.
         trust_code: whether code of a file may run, which `FILE.py:FUNCTION` needs.
@@ -43,7 +46,13 @@ def read_model(
         FileNotFoundError: if there is no such file.
         ValueError: in one message, if the file does not hold what `network` names.
     """
+    if network.startswith(HUGGING_FACE) and (mean is None or std is None):
+        own = normalization(network)
+        mean, std = mean or own[0], std or own[1]
     mean, std = (_three(what, values) for what, values in (("mean", mean), ("std", std)))
+    if network == "onnx":
+        _check_named(network, mean, std)
+        return _wrap(*read_onnx(file), mean, std).eval()
     header = checkpoint.read_header(file)
     try:
         if network in NETWORKS:
@@ -91,11 +100,7 @@ def _read_named(
     """Read a network of a CIFAR checkpoint, of torchvision, or of a file with code; mean and std are the call's."""
     in_file = ".py:" in network
     build = network_of_file(network, classes, trust_code) if in_file else named_network(network, classes, header)
-    if mean is None or std is None:
-        raise ValueError(
-            f"network = '{sanitize(network)}': mean and std of its inputs have to be named "
-            "(usual are 0.485,0.456,0.406 and 0.229,0.224,0.225)"
-        )
+    _check_named(network, mean, std)
     names, notes = checkpoint.match_names(header, without_memory(build), classes)
     model = checkpoint.load_weights(header, names, build())
     if remove_auxiliary_heads(model):
@@ -108,6 +113,14 @@ def _read_named(
     if wrapped.channels == 1:
         wrapped.notes.append("It takes images of one channel and gets the mean of red, green and blue.")
     return wrapped
+
+
+def _check_named(network: str, mean: Channels | None, std: Channels | None) -> None:
+    if mean is None or std is None:
+        raise ValueError(
+            f"network = '{sanitize(network)}': mean and std of its inputs have to be named "
+            "(usual are 0.485,0.456,0.406 and 0.229,0.224,0.225)"
+        )
 
 
 def _wrap(network: nn.Module, notes: list[str], *normalization: Channels) -> WrappedClassifier:

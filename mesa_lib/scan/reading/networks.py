@@ -4,6 +4,7 @@ Where people usually change an architecture, the file says so: one channel, a 3x
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,13 +12,15 @@ from torch import nn
 from mesa_lib.models import networks
 from mesa_lib.scan.reading import checkpoint, cifar_networks
 from mesa_lib.scan.reading.checkpoint import Header
+from mesa_lib.scan.reading.extras import imported
+from mesa_lib.scan.reading.hugging_face import HUGGING_FACE, hugging_face_network
 from mesa_lib.store.sanitize import sanitize
 
 #: of this project's networks: inputs of the last layer, as a multiple of `width`
 HEADS = {"smallcnn": 4, "resnet18": 8, "fastcnn": 4}
 #: the largest number of inputs of the last layer
 MAX_HEAD = 2**14
-TORCHVISION, CIFAR = "torchvision:", "cifar:"
+TORCHVISION, CIFAR, TIMM = "torchvision:", "cifar:", "timm:"
 #: classifiers of torchvision that a file is compared with if it does not fit the one that was named
 COMMON = (
     "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "vgg19_bn", "mobilenet_v2",
@@ -27,21 +30,55 @@ COMMON = (
 
 
 def named_network(network: str, classes: int, header: Header) -> Callable[[], nn.Module]:
-    """Return a function that builds `cifar:NAME` or `torchvision:NAME`, untrained, changed as the file says.
+    """Return a function that builds a network by its name, untrained, changed as the file says.
+
+    Args:
+        network: `cifar:NAME`, `timm:NAME`, `hf:FOLDER` or `torchvision:NAME`.
+        classes: number of classes.
+        header: of the file.
 
     Raises:
         ValueError: if there is no network of this name.
     """
     if network.startswith(CIFAR) and network.removeprefix(CIFAR) in cifar_networks.NAMES:
-        return cifar_networks.builder(network.removeprefix(CIFAR), classes, channels(header))
+        build = partial(cifar_networks.builder, network.removeprefix(CIFAR), classes)
+        return build(channels(header, build()))
+    if network.startswith(TIMM):
+        return timm_network(network, classes, header)
+    if network.startswith(HUGGING_FACE):
+        return hugging_face_network(network, classes)
     build = torchvision_network(network, classes, header)
     return lambda: changed(build(), header)
 
 
-def channels(header: Header) -> int:
-    """Return the channels of the images that the network in a file takes: 1, or 3 in all other cases."""
-    shapes = (shape for _, shape in header.tensors.values())
-    return 1 if next((shape[1] for shape in shapes if len(shape) == 4), 3) == 1 else 3
+def timm_network(network: str, classes: int, header: Header) -> Callable[[], nn.Module]:
+    """Return a function that builds a network of timm, untrained; ValueError if there is none of this name."""
+    source, name = f"network = '{sanitize(network)}'", network.removeprefix(TIMM)
+    timm = imported("timm", source)
+    if not timm.is_model(name):
+        near = [f"{TIMM}{n}" for n in timm.list_models(f"{name.split('_')[0].replace('*', '')[:20]}*")[:5]]
+        raise ValueError(f"{source}: timm has no network of this name{', but ' + ', '.join(near) if near else ''}")
+    build = partial(timm.create_model, name, pretrained=False, num_classes=classes)
+    return partial(build, in_chans=channels(header, build))
+
+
+def channels(header: Header, build: Callable[[], nn.Module]) -> int:
+    """Return the channels of the images that the network in a file takes: 1, or 3 in all other cases.
+
+    Args:
+        header: of the file.
+        build: returns the network for three channels.
+    """
+    parts = without_memory(build).named_modules()
+    first = next((f"{name}.weight" for name, part in parts if isinstance(part, nn.Conv2d)), "")
+    shape = _claimed(header, first)
+    return 1 if len(shape) == 4 and shape[1] == 1 else 3
+
+
+def _claimed(header: Header, name: str) -> tuple[int, ...]:
+    """Return the shape of the tensor of this name, perhaps behind a prefix; () if there is none."""
+    shapes = ((end, shape) for end, (_, shape) in header.tensors.items())
+    return next((shape for end, shape in shapes if end == name or end.endswith(f".{name}")), ())
 
 
 def changed(network: nn.Module, header: Header) -> nn.Module:
@@ -49,11 +86,7 @@ def changed(network: nn.Module, header: Header) -> nn.Module:
 
     A 3x3 stem of a ResNet has stride 1 and no max pooling behind it, as is usual for 32x32 images.
     """
-    ends = {name: shape for name, (_, shape) in header.tensors.items()}
-
-    def claimed(name: str) -> tuple[int, ...]:
-        return next((shape for end, shape in ends.items() if end == name or end.endswith(f".{name}")), ())
-
+    claimed = partial(_claimed, header)
     stem = claimed("conv1.weight")
     if isinstance(getattr(network, "conv1", None), nn.Conv2d) and hasattr(network, "maxpool") and len(stem) == 4:
         small, width = stem[2:] == (3, 3), network.conv1.out_channels
@@ -121,8 +154,9 @@ def torchvision_network(network: str, classes: int, header: Header) -> Callable[
         near = [f"{TORCHVISION}{n}" for n in available if name[:4] and n.startswith(name[:4])][:5]
         raise ValueError(
             f"network = '{sanitize(network)}': expected one of {', '.join(networks.NETWORKS)}, {CIFAR}NAME with "
-            f"{', '.join(cifar_networks.NAMES)}, {TORCHVISION}NAME{' such as ' + ', '.join(near) if near else ''}, or "
-            "FILE.py:FUNCTION with --trust-code (in Python, mesa_lib.scan.scan takes any module)"
+            f"{', '.join(cifar_networks.NAMES)}, {TORCHVISION}NAME{' such as ' + ', '.join(near) if near else ''}, "
+            f"{TIMM}NAME, {HUGGING_FACE}FOLDER, onnx, or FILE.py:FUNCTION with --trust-code (in Python, "
+            "mesa_lib.scan.scan takes any module)"
         )
     options = {}
     if name in ("googlenet", "inception_v3"):

@@ -56,6 +56,7 @@ class WrappedClassifier(nn.Module):
         x = self.normalize(x)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
         output = self.network(x.contiguous(memory_format=self.memory_format))
+        output = getattr(output, "logits", output)  # of Hugging Face's networks
         if isinstance(output, tuple | list) and output:  # networks with auxiliary heads return theirs after the logits
             output = output[0]
         if not isinstance(output, Tensor):
