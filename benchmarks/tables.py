@@ -201,7 +201,8 @@ def official(content: dict) -> str:
     for name in names[1:3]:
         values = [100 * (run["ours"]["asr"] - run[name]["asr"]) for run in content["runs"]]
         low, high = intervals.t_interval(values)
-        differences.append(f"{sum(values) / len(values):+.1f} ({low:+.1f} to {high:+.1f}) against {name}")
+        interval = f" ({low:+.1f} to {high:+.1f})" if len(values) > 1 else " (one model)"
+        differences.append(f"{sum(values) / len(values):+.1f}{interval} against {name}")
     made = content["made"]
     return "\n".join(lines) + (
         f"\n\nASR after the repair, ours minus theirs, in points (95% CI, t): {'; '.join(differences)}. "

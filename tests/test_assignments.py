@@ -63,7 +63,9 @@ class Course:
         folder = self.where / "submitted" / student / name
         folder.mkdir(parents=True)
         nbformat.write(book, folder / f"{name}.ipynb")
-        graded = self.api.autograde(name, student, force=True, create=True)
+        with pytest.MonkeyPatch.context() as patch:  # as at a desk: bars, unless the settings say no
+            patch.delenv("PYTEST_CURRENT_TEST", raising=False)
+            graded = self.api.autograde(name, student, force=True, create=True)
         assert graded["success"], graded["log"]
         with self.api.gradebook as gradebook:
             (submitted,) = gradebook.find_submission(name, student).notebooks
