@@ -166,6 +166,7 @@ def test_a_kernel_is_reached_by_no_network_port_that_another_process_could_take_
         manager = kernel.client().km
         sockets = Path(manager.ip).parent
         assert manager.transport == "ipc" and len(list(sockets.glob("kernel-*"))) == 5
+    assert not sockets.exists()
     deep = tmp_path / ("long" * 25)
     deep.mkdir()
     monkeypatch.setattr(kernels.tempfile, "tempdir", str(deep))  # too long for a socket: ports then

@@ -53,26 +53,31 @@ class OwnInterpreter(KernelSpecManager):
         return KernelSpec(**get_kernel_dict())  # its command begins with `sys.executable`
 
 
-class OwnKernelManager(AsyncKernelManager):
-    """Starts this environment's interpreter as a kernel, reached through sockets in a folder of its own.
+def own_kernel_manager(folder: str) -> AsyncKernelManager:
+    """Return a manager that starts this environment's interpreter as a kernel, reached through sockets in a folder.
 
     Network ports, Jupyter's default, are chosen before the kernel starts: by then another process may have taken them,
     and the kernel dies. They are used where the folder's path is too long for a socket, and on Windows.
     """
+    options, address = (
+        {"kernel_name": OPTIONS["kernel_name"], "config": OPTIONS["config"]},
+        os.path.join(folder, "kernel"),
+    )
+    if os.name == "posix" and len(os.fsencode(address)) < LONGEST_SOCKET:
+        options |= {"transport": "ipc", "ip": address}
+    return AsyncKernelManager(kernel_spec_manager=OwnInterpreter(), **options)
 
-    def __init__(self, **options):
-        """Make the folder; it is removed along with this object."""
-        self._sockets = tempfile.TemporaryDirectory(prefix="mesa-", ignore_cleanup_errors=True)
-        address = os.path.join(self._sockets.name, "kernel")
-        if os.name == "posix" and len(os.fsencode(address)) < LONGEST_SOCKET:
-            options |= {"transport": "ipc", "ip": address}
-        super().__init__(kernel_spec_manager=OwnInterpreter(), **options)
 
+def new_client(book: nbformat.NotebookNode, folder: str, **options) -> NotebookClient:
+    """Return a client for this notebook whose kernel, once it is started, is this environment's interpreter.
 
-def new_client(book: nbformat.NotebookNode, **options) -> NotebookClient:
-    """Return a client for this notebook whose kernel, once it is started, is this environment's interpreter."""
+    Args:
+        book: the notebook.
+        folder: for the kernel's sockets; it has to stay as long as the kernel.
+        options: of `NotebookClient`, beside `OPTIONS`.
+    """
     client = NotebookClient(book, **OPTIONS | options)
-    client.km = OwnKernelManager(kernel_name=OPTIONS["kernel_name"], config=OPTIONS["config"])
+    client.km = own_kernel_manager(folder)
     return client
 
 
@@ -88,8 +93,8 @@ class SharedKernel:
         """`environment`: variables of the kernel beside those of this process."""
         self._client: NotebookClient | None = None
         self._stack = ExitStack()
-        own_folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-        self.environment = kernel_environment({"IPYTHONDIR": own_folder} | environment)
+        self._folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="mesa-"))
+        self.environment = kernel_environment({"IPYTHONDIR": self._folder} | environment)
 
     def __enter__(self) -> "SharedKernel":
         return self
@@ -100,7 +105,7 @@ class SharedKernel:
     def client(self) -> NotebookClient:
         """Return a client whose kernel has no variables; RuntimeError if it does not start or has died."""
         if self._client is None:
-            client = new_client(nbformat.v4.new_notebook())
+            client = new_client(nbformat.v4.new_notebook(), self._folder)
             self._stack.enter_context(client.setup_kernel(env=self.environment))
             self._client = client
         else:

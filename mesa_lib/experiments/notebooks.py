@@ -220,7 +220,8 @@ def refresh(names: Sequence[str]) -> None:
         source, start = notebook_path(name), time.monotonic()
         book = nbformat.read(source, 4)
         folder = {"metadata": {"path": str(source.parent)}}
-        kernels.new_client(book, timeout=3600, resources=folder).execute(env=environment)
+        with tempfile.TemporaryDirectory(prefix="mesa-") as sockets:
+            kernels.new_client(book, sockets, timeout=3600, resources=folder).execute(env=environment)
         scratch = source.with_suffix(".tmp")
         nbformat.write(clean(book), scratch)
         os.replace(scratch, source)
