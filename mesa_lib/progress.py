@@ -18,7 +18,7 @@ def progress_bar(steps: Iterable, label: str, total: int | None = None) -> Itera
     total = total if total is not None else len(steps)  # type: ignore[arg-type]
     file = os.environ.get("MESA_PROGRESS")
     quiet = bool(os.environ.get("MESA_BATCH") or os.environ.get("PYTEST_CURRENT_TEST"))
-    quiet = quiet or not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    quiet = quiet or not (sys.stderr.isatty() or in_kernel())
     last = 0.0
     for done, step in enumerate(tqdm(steps, label, total=total, leave=False, disable=quiet)):
         if file and time.monotonic() - last > 0.5:
@@ -28,3 +28,9 @@ def progress_bar(steps: Iterable, label: str, total: int | None = None) -> Itera
             except OSError:
                 file = None  # a display that cannot be written is no reason to stop
         yield step
+
+
+def in_kernel() -> bool:
+    """Return whether this process is a kernel of Jupyter, which a front end displays."""
+    app = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+    return app is not None and app.initialized()

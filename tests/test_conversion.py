@@ -44,6 +44,7 @@ KINDS = {
     "options beside": ({"model": STATE, "args": OPTIONS}, "model", ["args"]),
     "deep": ({"ema": {"shadow": {"weights": STATE}}, "step": 5}, "ema.shadow.weights", ["step"]),
     "two, one usual": ({"state_dict": STATE, "ema": STATE}, "state_dict", ["ema"]),
+    "a tensor beside": ({"state_dict": STATE, "best": torch.tensor(3.0), "epoch": 1}, "state_dict", ["best", "epoch"]),
     "numbers beside tensors": (dict(STATE) | {"version": 2}, "", ["version"]),
 }
 
@@ -102,7 +103,7 @@ def test_code_never_runs(tmp_path, here, way):
 
 def test_code_never_runs_in_the_reader_s_own_process_either(tmp_path):
     torch.save({"net": STATE, "more": Evil(tmp_path / "ran")}, tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"checkpoint = 'w.pt': more than tensors: it holds "):
+    with pytest.raises(ValueError, match=r"checkpoint = 'w.pt': more than tensors and plain values: it holds "):
         conversion.convert(tmp_path / "w.pt")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["w.pt"]
 
@@ -110,7 +111,7 @@ def test_code_never_runs_in_the_reader_s_own_process_either(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_a_whole_network_is_refused_with_the_way_out(tmp_path, here):
     torch.save(network(), tmp_path / "whole.pt")
-    with pytest.raises(ValueError, match=r"holds torch.nn.modules.*would run code.*model.state_dict\(\)"):
+    with pytest.raises(ValueError, match=r"holds torch.nn.modules.*which is not read.*model.state_dict\(\)"):
         conversion.convert(tmp_path / "whole.pt")
     torch.jit.save(torch.jit.script(network()), tmp_path / "script.pt")
     with pytest.raises(ValueError, match="TorchScript archive, which holds code"):
@@ -131,13 +132,17 @@ def bomb(file) -> None:
         parts.writestr("archive/data.pkl", b"0" * 50_000_000)
 
 
+NO_FILE = "no whole file that torch.save wrote"
 REFUSED = {
     "nothing to be found": (lambda f: torch.save({"a": 1, "b": [STATE]}, f), "no dict of names and tensors; expected"),
     "one tensor": (lambda f: torch.save(torch.ones(3), f), "no dict of names and tensors"),
     "sparse": (lambda f: torch.save({"a": torch.eye(3).to_sparse()}, f), "a is a sparse or quantized tensor"),
-    "no pickle": (lambda f: f.write_bytes(b"weights"), "no file that torch.save wrote"),
-    "cut short": (lambda f: (torch.save(STATE, f), f.write_bytes(f.read_bytes()[:900])), "expected weights"),
-    "empty": (lambda f: f.write_bytes(b""), "expected weights"),
+    "no pickle": (lambda f: f.write_bytes(b"weights"), NO_FILE),
+    "cut short": (
+        lambda f: (torch.save(STATE, f), f.write_bytes(f.read_bytes()[:900])),
+        NO_FILE,
+    ),
+    "empty": (lambda f: f.write_bytes(b""), NO_FILE),
     "bomb": (bomb, "compressed, as no checkpoint of PyTorch is"),
     "safetensors": (lambda f: save_file(STATE, f), "is a safetensors file already; nothing to convert"),
     "pointer": (lambda f: f.write_text("version https://git-lfs.github.com/spec/v1"), "a pointer of Git LFS"),
@@ -160,6 +165,13 @@ def test_files_and_folders_that_do_not_exist_are_named(tmp_path):
     torch.save(STATE, tmp_path / "w.pt")
     with pytest.raises(ValueError, match="its folder does not exist"):
         conversion.convert(tmp_path / "w.pt", tmp_path / "nowhere" / "w.safetensors")
+
+
+def test_code_is_named_and_never_advised_to_be_run(tmp_path, here):
+    torch.save({"net": STATE, "more": Evil(tmp_path / "ran")}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="it holds .*open, which is not read") as refused:
+        conversion.convert(tmp_path / "w.pt")
+    assert "weights_only" not in str(refused.value)
 
 
 def test_the_reader_has_no_network_where_the_system_allows_it():

@@ -1,5 +1,9 @@
 """The progress bar."""
 
+import os
+import subprocess
+import sys
+
 from mesa_lib import progress
 
 
@@ -18,3 +22,10 @@ def test_a_batch_run_is_quiet(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     assert sum(progress.progress_bar(range(5), "numbers")) == 10
     assert capsys.readouterr().err == ""
+
+
+def test_a_command_without_a_terminal_is_quiet_though_it_can_start_kernels():
+    code = "import ipykernel.kernelapp; from mesa_lib import progress; print(sum(progress.progress_bar(range(5), 'n')))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTEST_CURRENT_TEST", "MESA_BATCH")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.stdout, done.stderr) == ("10\n", "")

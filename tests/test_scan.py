@@ -181,7 +181,9 @@ def test_a_residual_check_looks_where_the_patch_was_stamped(coded, backdoor, at,
     assert record["clear"] is clear and (record["searched"] > record["limit"]) is not clear
     assert "earlier" not in record
     sentence = scan_report.residual({"samples": ["green, patches"], "residual checks": [record]})
-    assert sentence.startswith("None exceeds" if clear else "The repair has failed: the repaired model still responds")
+    assert sentence.startswith(
+        "No rate exceeds" if clear else "The repair has failed: the repaired model still responds"
+    )
 
 
 def test_a_flagged_class_that_was_not_modeled_is_reported_as_not_repaired(coded, quick, empty_store):

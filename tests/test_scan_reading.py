@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torchvision import models as torchvision_models
 from toys import Coded, coded_images
@@ -381,6 +381,26 @@ def test_a_folder_of_hugging_face_is_read_with_its_normalization(tmp_path):
     assert named.normalize.mean.flatten().tolist() == pytest.approx([0.1] * 3)
 
 
+@pytest.mark.parametrize("kind", ["ViTConfig", "SwinConfig"])
+def test_networks_that_transformers_saves_under_other_names_are_read(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "ViTConfig": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16},
+        "SwinConfig": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+    }[kind]
+    config = getattr(transformers, kind)(image_size=32, patch_size=4, num_labels=3, **sizes)
+    torch.manual_seed(0)
+    original = transformers.AutoModelForImageClassification.from_config(config).eval()
+    original.save_pretrained(tmp_path)
+    model = scanning.read_model(tmp_path / "model.safetensors", f"hf:{tmp_path}", 3, MEAN, STD)
+    expected = original(networks.Normalize(MEAN, STD)(sample())).logits
+    assert torch.allclose(model(sample()), expected, atol=1e-5)
+    held = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in held.items() if "classifier" not in k}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="another architecture"):
+        scanning.read_model(tmp_path / "model.safetensors", f"hf:{tmp_path}", 3, MEAN, STD)
+
+
 HOSTILE_FOLDERS = {
     "remote code": ({"auto_map": {"AutoModel": "modeling.Evil"}}, "asks for code of its own"),
     "no classifier": ({"model_type": "bert"}, "model_type = 'bert'; expected a classifier of images"),
@@ -408,6 +428,12 @@ def test_a_folder_without_settings_is_named(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="config.json is no JSON file"):
         read(tmp_path, weights(), f"hf:{tmp_path}", 3, MEAN, STD)
+
+
+def test_layers_with_versions_are_read_though_safetensors_hold_none(tmp_path):
+    original = torchvision_models.mnasnet0_5(num_classes=3).eval()
+    model = read(tmp_path, original.state_dict(), "torchvision:mnasnet0_5", 3, MEAN, STD)
+    assert torch.allclose(model(sample(64)), original(networks.Normalize(MEAN, STD)(sample(64))), atol=1e-5)
 
 
 def exported(file, network: nn.Module, size: int = 32, channels: int = 3, fixed: int = 0):
@@ -514,6 +540,22 @@ def broken():
 
 def number():
     return 3
+
+def leaves():
+    raise SystemExit(3)
+"""
+
+WITH_IMPORTS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from blocks import head
+
+@dataclass
+class Plan:
+    width: int = 4
+
+def beside(num_labels):
+    return head(Plan().width, num_labels)
 """
 
 
@@ -528,11 +570,19 @@ def test_a_network_of_the_user_s_code_is_built_where_that_is_allowed(tmp_path):
     model = scanning.read_model(file, asked, 3, MEAN, STD, trust_code=True)
     assert (tmp_path / "ran").exists()
     assert torch.allclose(model(sample()), original(networks.Normalize(MEAN, STD)(sample())), atol=1e-6)
+    (tmp_path / "blocks.py").write_text(
+        "from torch import nn\nhead = lambda width, classes: nn.Sequential(nn.Conv2d(3, width, 3), "
+        "nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))"
+    )
+    (tmp_path / "other.py").write_text(WITH_IMPORTS)
+    beside = scanning.read_model(file, f"{tmp_path / 'other.py'}:beside", 3, MEAN, STD, trust_code=True)
+    assert torch.equal(beside(sample()), model(sample())) and str(tmp_path) not in sys.path
     (tmp_path / "bad.py").write_text("import no_such_package")
     refused = {
-        f"{tmp_path / 'mine.py'}:other": "no function of this name; expected one of mine, broken, number",
+        f"{tmp_path / 'mine.py'}:other": "no function of this name; expected one of mine, broken, number, leaves",
         f"{tmp_path / 'mine.py'}:broken": "KeyError: 'no such layer'",
         f"{tmp_path / 'mine.py'}:number": "returns a int; expected a torch.nn.Module",
+        f"{tmp_path / 'mine.py'}:leaves": "SystemExit: 3",
         f"{tmp_path / 'none.py'}:mine": "no such file",
         f"{tmp_path / 'bad.py'}:mine": "ModuleNotFoundError",
     }

@@ -1,6 +1,7 @@
 """Weights from outside: safetensors only; pickles are refused."""
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import torch
@@ -31,6 +32,12 @@ OTHER_FILES = {
 }
 
 
+def from_here(file: Path) -> str:
+    """Return a path as a command in the current folder takes it: relative to it if the file lies inside."""
+    file = file.absolute()
+    return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
+
+
 def refuse_pickle(file: Path) -> None:
     """Raise ValueError, with the reason and a way out, if the file is a pickle or of another known kind."""
     with open(file, "rb") as stream:
@@ -43,9 +50,10 @@ def refuse_pickle(file: Path) -> None:
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
     safe = start[8:9] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
+        command = f"python -m mesa_lib convert {shlex.quote(from_here(file))}"
         raise ValueError(
             f"checkpoint = {file.name!r} is a pickle: loading one runs whatever code it holds, so it is refused.\n"
-            f"Turn it into a safetensors file, without running it: python -m mesa_lib convert {file.name!r}"
+            f"Turn it into a safetensors file, without running it: {command}"
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesa_lib.store import paths, unpickling
-from mesa_lib.store.checkpoints import OTHER_FILES
+from mesa_lib.store.checkpoints import OTHER_FILES, from_here
 from mesa_lib.store.sanitize import sanitize, sanitize_list
 
 #: seconds that the reading may take
@@ -38,7 +38,7 @@ class Converted:
     def text(self) -> str:
         """Return what was done, for people."""
         where = f" under '{sanitize(self.taken)}'" if self.taken else ""
-        lines = [f"{paths.display_path(self.file)}: {self.tensors} tensors{where}"]
+        lines = [f"{from_here(self.file)}: {self.tensors} tensors{where}"]
         if self.copied:
             lines.append(f"copied, since they shared memory with others: {sanitize_list(self.copied)}")
         if self.left:
@@ -60,17 +60,22 @@ def convert(file: str | Path, out: str | Path | None = None, key: str = "") -> C
     Raises:
         ValueError: says why the file cannot be converted.
     """
+    if not str(file):
+        raise ValueError("checkpoint = '': expected the name of a file")
     file = paths.find(file)
     name = f"checkpoint = '{sanitize(file.name)}'"
     out = file.with_suffix(".safetensors") if out is None else Path(out)
     _check_file(file, name)
     if out.exists():
-        raise ValueError(f"out = {paths.display_path(out)}: exists already; expected a new file")
+        raise ValueError(f"out = {from_here(out)}: exists already; expected a new file")
     if not out.parent.is_dir():
-        raise ValueError(f"out = {paths.display_path(out)}: its folder does not exist; expected a file in a folder")
+        raise ValueError(f"out = {from_here(out)}: its folder does not exist; expected a file in a folder")
     scratch = out.with_name(f".{out.name}-{uuid.uuid4().hex}")
     try:
         answer = _ask(file, scratch, key, name)
+        if answer.get("writing"):
+            reason = sanitize(answer["error"])
+            raise ValueError(f"out = {from_here(out)}: {reason}; expected a file in a folder that can be written")
         if "error" in answer:
             raise ValueError(f"{name}: {_reason(answer)}")
         os.replace(scratch, out)
@@ -83,6 +88,8 @@ def convert(file: str | Path, out: str | Path | None = None, key: str = "") -> C
 def _check_file(file: Path, name: str) -> None:
     """Raise ValueError if there is no such file, or if it is of another kind."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{name}: is no file; expected a file of weights")
         with open(file, "rb") as stream:
             start = stream.read(64)
     except OSError as error:
@@ -119,4 +126,4 @@ def _reason(answer: dict) -> str:
         return f"{text}: {sanitize_list(answer['found'], 8)}; choose one with --key"
     if answer.get("code"):
         return f"{text}; where the model was made, save its weights alone: torch.save(model.state_dict(), 'weights.pt')"
-    return f"{text}; expected weights that torch.save wrote"
+    return text if "expected" in text else f"{text}; expected weights that torch.save wrote"

@@ -10,6 +10,7 @@ memory), `left` (keys beside the dict), or `error`, with `found` where there are
 
 import ctypes
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,6 @@ def dicts_of_tensors(value, path: str = "", depth: int = 0) -> Iterator[tuple[st
         return
     if any(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items()):
         yield path, value
-        return
     for key, part in value.items():
         if isinstance(key, str):
             yield from dicts_of_tensors(part, f"{path}.{key}" if path else key, depth + 1)
@@ -86,6 +86,9 @@ def choose(found: dict[str, Mapping], key: str) -> str:
     for usual in USUAL:
         if usual in found:
             return usual
+    most = max(found, key=lambda path: len(found[path]), default=None)
+    if most == "":  # plain weights, with a dict of something else among them
+        return most
     raise LookupError("several sets of weights" if found else "no dict of names and tensors")
 
 
@@ -113,7 +116,10 @@ def convert(file: str, out: str, key: str) -> dict:
             copied.append(name)
         seen.add(storage)
         tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    save_file(tensors, out, metadata={"format": "pt"})
+    try:
+        save_file(tensors, out, metadata={"format": "pt"})
+    except Exception as error:  # the folder may not be writable, the disk full
+        return {"error": str(error), "writing": True}
     top = taken.split(".")[0]
     left = [str(k) for k in content if k != top] if taken else []
     return {"taken": taken, "tensors": len(tensors), "copied": copied, "left": left + other}
@@ -128,12 +134,13 @@ def main(file: str, out: str, key: str) -> dict:
         text = str(error)
         if "TorchScript" in text:
             return {"error": "a TorchScript archive, which holds code"}
-        if "Unsupported operand" in text or "Invalid magic number" in text:
-            return {"error": "no file that torch.save wrote, or a pickle of something else"}
-        if "Unsupported global" in text or "Unsupported class" in text:
-            name = text.partition("GLOBAL ")[2].split(" ")[0] or text.partition("Unsupported ")[2].split("\n")[0]
-            return {"error": f"more than tensors: it holds {name.strip('.')}, which would run code", "code": True}
-        return {"error": (text.splitlines() or [type(error).__name__])[0]}
+        if isinstance(error, ValueError) and "compressed" in text:
+            return {"error": text}
+        unknown = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|global) ([\w.]+)", text)
+        if unknown:
+            name = (unknown[1] or unknown[2]).strip(".")
+            return {"error": f"more than tensors and plain values: it holds {name}, which is not read", "code": True}
+        return {"error": "no whole file that torch.save wrote"}
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ def residual(repair: dict) -> str:
         return (
             f"The repair has failed: the repaired model still responds to patches above the limit: {', '.join(left)}."
         )
-    return "None exceeds its limit." if checks else ""
+    return "No rate exceeds its limit." if checks else ""
 
 
 def location(upper_left: list | None) -> str:

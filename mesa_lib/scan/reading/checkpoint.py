@@ -3,6 +3,7 @@
 Nothing is allocated for a file that does not fit: neither its tensors nor a network as wide as the file claims.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,7 +208,9 @@ def load_weights(header: Header, names: dict[str, str], network: nn.Module, keep
             )
     for name, tensor in weights.items():
         _check_values(name, tensor, header.source)
-    network.load_state_dict(weights)
+    state = OrderedDict(weights)
+    state._metadata = own._metadata  # versions of layers, which safetensors files do not hold
+    network.load_state_dict(state)
     return network
 
 

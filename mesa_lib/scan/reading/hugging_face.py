@@ -32,7 +32,7 @@ def hugging_face_network(network: str, classes: int) -> Callable[[], nn.Module]:
     if "auto_map" in settings:
         raise ValueError(f"{source}: its config.json asks for code of its own (auto_map), which is never run")
     _check_numbers(settings, source)
-    labels = len(settings.get("id2label", ())) or settings.get("num_labels", 2)
+    labels = len(settings.get("id2label") or ()) or settings.get("num_labels", 2)
     if labels != classes:
         raise ValueError(f"{source}: the model has {labels} classes, the images have {classes}")
     transformers = imported("transformers", source)
@@ -48,6 +48,30 @@ def hugging_face_network(network: str, classes: int) -> Callable[[], nn.Module]:
             raise ValueError(f"{source}: {type(error).__name__}: {sanitize(str(error), 150)}") from error
 
     return build
+
+
+def loaded(network: str, file: Path) -> nn.Module | None:
+    """Return the classifier of a folder with its weights, as transformers loads it; None if they do not fit it.
+
+    Transformers writes many networks under other names than those that it builds, and translates them when it loads.
+
+    Args:
+        network: `hf:FOLDER`, which `hugging_face_network` has accepted.
+        file: the weights; None is also returned if they are not those that transformers takes from the folder.
+    """
+    folder = Path(paths.find(network.removeprefix(HUGGING_FACE)))
+    if file.resolve() != (folder / "model.safetensors").resolve():
+        return None
+    transformers = imported("transformers", f"network = '{sanitize(network)}'")
+    options = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    try:
+        model, found = transformers.AutoModelForImageClassification.from_pretrained(
+            str(folder), output_loading_info=True, **options
+        )
+    except Exception:  # whatever a folder from outside makes it do; the first message says what is wrong
+        return None
+    wrong = any(found.get(kind) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    return None if wrong else model.float()
 
 
 def normalization(network: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:

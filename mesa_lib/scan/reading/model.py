@@ -9,7 +9,7 @@ from torch import nn
 from mesa_lib.models.networks import NETWORKS
 from mesa_lib.scan.reading import checkpoint
 from mesa_lib.scan.reading.checkpoint import Header
-from mesa_lib.scan.reading.hugging_face import HUGGING_FACE, normalization
+from mesa_lib.scan.reading.hugging_face import HUGGING_FACE, loaded, normalization
 from mesa_lib.scan.reading.networks import (
     hint,
     named_network,
@@ -68,6 +68,7 @@ def read_model(
 
 def _three(what: str, values: Channels | None) -> Channels | None:
     """Return the values of three channels; ValueError if they are not three usable numbers, or one."""
+    values = (values,) if isinstance(values, int | float) else values
     usable = values is None or (len(values) in (1, 3) and all(map(math.isfinite, values)))
     if not usable or (values is not None and what == "std" and min(values) <= 0):
         raise ValueError(f"{what} = {values}: expected three numbers{', all above 0' * (what == 'std')}, or one")
@@ -101,8 +102,13 @@ def _read_named(
     in_file = ".py:" in network
     build = network_of_file(network, classes, trust_code) if in_file else named_network(network, classes, header)
     _check_named(network, mean, std)
-    names, notes = checkpoint.match_names(header, without_memory(build), classes)
-    model = checkpoint.load_weights(header, names, build())
+    try:
+        names, notes = checkpoint.match_names(header, without_memory(build), classes)
+        model = checkpoint.load_weights(header, names, build())
+    except ValueError:
+        model, notes = loaded(network, header.path) if network.startswith(HUGGING_FACE) else None, []
+        if model is None:
+            raise
     if remove_auxiliary_heads(model):
         notes.append("Its auxiliary heads, which are used in training alone, were left out.")
     if not in_file and isinstance(getattr(model, "maxpool", None), nn.Identity):

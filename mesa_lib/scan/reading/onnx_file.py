@@ -55,6 +55,9 @@ def read_onnx(file: str | Path) -> tuple[nn.Module, list[str]]:
         raise ValueError(f"{source}: cannot be read; expected an ONNX file") from error
     _check_weights(model, source)
     size = _batch_size(model, source)
+    for node in model.graph.node:  # inference is the default, and the translation does not know the attribute
+        for attribute in [a for a in node.attribute if a.name == "training_mode" and a.i == 0]:
+            node.attribute.remove(attribute)
     try:
         network = converter.ConvertModel(model, experimental=True)
     except Exception as error:  # the file is from outside

@@ -2,7 +2,9 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +13,7 @@ from mesa_lib.store import paths
 from mesa_lib.store.sanitize import sanitize
 
 #: names under which functions and classes take the number of classes
-CLASSES = ("num_classes", "n_classes", "classes", "nclasses", "num_class", "class_num")
+CLASSES = ("num_classes", "n_classes", "classes", "nclasses", "num_class", "class_num", "nb_classes", "num_labels")
 
 
 def network_of_file(network: str, classes: int, trust_code: bool) -> Callable[[], nn.Module]:
@@ -31,17 +33,18 @@ def network_of_file(network: str, classes: int, trust_code: bool) -> Callable[[]
     source = f"network = '{sanitize(network)}'"
     if not trust_code:
         raise ValueError(f"{source}: would run the code of that file; read it, and add --trust-code if you trust it")
-    file = paths.find(file_name)
-    if not Path(file).is_file():
+    file = Path(paths.find(file_name))
+    if not file.is_file():
         raise ValueError(f"{source}: no such file; expected FILE.py:FUNCTION")
     function = _function(file, function_name, source)
     parameters = inspect.signature(function).parameters
-    options = {name: classes for name in CLASSES[:] if name in parameters}
+    options = {name: classes for name in CLASSES if name in parameters}
 
     def build() -> nn.Module:
         try:
-            built = function(**options)
-        except Exception as error:  # the user's code may raise anything
+            with modules_beside(file):
+                built = function(**options)
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise ValueError(f"{source}: {type(error).__name__}: {sanitize(str(error), 150)}") from error
         if not isinstance(built, nn.Module):
             raise ValueError(f"{source}: returns a {type(built).__name__}; expected a torch.nn.Module")
@@ -50,13 +53,26 @@ def network_of_file(network: str, classes: int, trust_code: bool) -> Callable[[]
     return build
 
 
+@contextmanager
+def modules_beside(file: Path) -> Iterator[None]:
+    """Let a file import modules that lie beside it, as if it were run."""
+    folder = str(file.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(folder)
+
+
 def _function(file: Path, name: str, source: str) -> Callable[..., nn.Module]:
     """Run a file and return a function or class of it."""
     spec = importlib.util.spec_from_file_location(f"mesa_network_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
+        with modules_beside(file):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise ValueError(f"{source}: {type(error).__name__}: {sanitize(str(error), 150)}") from error
     function = getattr(module, name, None)
     if not callable(function):
