@@ -290,8 +290,8 @@ def residual_check(content: dict) -> str:
     models = len({run["seed"] for run in content["runs"]})
     p, made = content["params"], content["made"]
     return "\n".join(lines) + (
-        f"\n\n{p.get('dataset', 'digits')}: {models} clean models, each class of each taken for the target; "
-        f"{made['device_name']}, {made['threads']} threads, torch {made['torch']}."
+        f"\n\n{p.get('dataset', 'digits')}: {models} clean model{'s' * (models > 1)}, each class taken for the target; "
+        f"{made['device_name']}, {made['threads']} thread{'s' * (made['threads'] > 1)}, torch {made['torch']}."
     )
 
 
