@@ -228,7 +228,9 @@ def test_a_broken_or_hostile_checkpoint_is_one_message(what, tmp_path, tree, cap
 BAD_REQUESTS = {
     "network": ({"network": "vgg"}, "'vgg': expected one of smallcnn, resnet18, fastcnn, cifar:NAME with .*any module"),
     "cifar": ({"network": "cifar:resnet20"}, "cifar:NAME with resnet18, resnet34"),
-    "torchvision": ({"network": "torchvision:resnet19"}, "such as torchvision:resnet101"),
+    "torchvision": ({"network": "torchvision:resnet19"}, "did you mean torchvision:resnet"),
+    "capitals": ({"network": "cifar:ResNet18"}, r"did you mean cifar:resnet18, torchvision:resnet18\?"),
+    "bare": ({"network": "resnet50"}, r"did you mean cifar:resnet50, torchvision:resnet50\?"),
     "detector": ({"network": "torchvision:fasterrcnn_resnet50_fpn"}, "network = "),
     "other width": ({"network": "resnet18"}, "another architecture than ResNet18|no resnet18"),
     "mean": ({"mean": (0.5, 0.5)}, r"mean = \(0.5, 0.5\): expected three numbers, or one"),

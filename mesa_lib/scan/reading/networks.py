@@ -3,7 +3,8 @@
 Where people usually change an architecture, the file says so: one channel, a 3x3 stem, dropout before the last layer.
 """
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -151,18 +152,26 @@ def torchvision_network(network: str, classes: int, header: Header) -> Callable[
     available = models.list_models(module=models)
     name = network.removeprefix(TORCHVISION)
     if not network.startswith(TORCHVISION) or name not in available:
-        near = [f"{TORCHVISION}{n}" for n in available if name[:4] and n.startswith(name[:4])][:5]
+        near = ", ".join(similar_names(network, available))
         raise ValueError(
             f"network = '{sanitize(network)}': expected one of {', '.join(networks.NETWORKS)}, {CIFAR}NAME with "
-            f"{', '.join(cifar_networks.NAMES)}, {TORCHVISION}NAME{' such as ' + ', '.join(near) if near else ''}, "
+            f"{', '.join(cifar_networks.NAMES)}, {TORCHVISION}NAME, "
             f"{TIMM}NAME, {HUGGING_FACE}FOLDER, onnx, or FILE.py:FUNCTION with --trust-code (in Python, "
-            "mesa_lib.scan.scan takes any module)"
+            f"mesa_lib.scan.scan takes any module){'; did you mean ' + near + '?' if near else ''}"
         )
     options = {}
     if name in ("googlenet", "inception_v3"):
         helpers = any(part in ("aux1", "AuxLogits") for tensor in header.tensors for part in tensor.split("."))
         options = {"init_weights": False, "aux_logits": helpers}
     return lambda: models.get_model(name, weights=None, num_classes=classes, **options)
+
+
+def similar_names(network: str, of_torchvision: Sequence[str]) -> list[str]:
+    """Return the networks that may be meant: those that differ in capitals or in what stands before; else near ones."""
+    names = [f"{CIFAR}{name}" for name in cifar_networks.NAMES] + [f"{TORCHVISION}{name}" for name in of_torchvision]
+    asked = network.rpartition(":")[2].lower()
+    same = [name for name in names if name.partition(":")[2] == asked]
+    return same or difflib.get_close_matches(network.lower(), names, 3, 0.8)
 
 
 def without_memory(build: Callable[[], nn.Module]) -> nn.Module:
