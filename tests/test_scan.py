@@ -186,6 +186,18 @@ def test_a_residual_check_looks_where_the_patch_was_stamped(coded, backdoor, at,
     )
 
 
+def test_the_class_that_comes_nearest_is_that_with_the_largest_share_of_its_limit():
+    """Scores are scaled by what is left above the limit, so that they differ much where limits are high."""
+    lines = [
+        {"class": name, "flagged": False, "score": (rate - limit) / (1 - limit), "rate": rate, "limit": limit}
+        | {"rule": "3x3", "location": None}
+        for name, rate, limit in (("cat", 0.0, 0.77), ("dog", 0.441, 0.985))
+    ]
+    assert lines[0]["score"] > lines[1]["score"]
+    text = scan_report.summary({"verdicts": lines, "clean models": 0, "clean models by data": {}})
+    assert text.startswith("The class that comes nearest to its limit is dog: with patches of 3x3, 44.1% of images")
+
+
 def test_a_flagged_class_that_was_not_modeled_is_reported_as_not_repaired(coded, quick, empty_store):
     repaired, record = Scanner(Coded(), coded, Options(), silent).repair(detected({PatchSpec((3, 3)): [0.1, 0.9, 0.1]}))
     assert repaired is None and record == {"done": False, "why": "none of green was modeled"}

@@ -111,7 +111,7 @@ def summary(result: dict) -> str:
         for line in flagged
     ]
     if not flagged:
-        nearest = max(result["verdicts"], key=lambda line: line["score"])
+        nearest = max(result["verdicts"], key=lambda line: line["rate"] / line["limit"])
         sentences = [
             f"The class that comes nearest to its limit is {nearest['class']}: with patches of {nearest['rule']}, "
             f"{nearest['rate']:.1%} of images of other classes are misclassified as it; the limit is "
