@@ -116,7 +116,7 @@ class TriggerDistribution:
         }
 
     def summary(self) -> dict:
-        """Return everything that is not weights: gammas, and of each level what is no generator."""
+        """Return everything that is not weights: gammas, and all of each level but its generator."""
         names = ("beta", "information", "history", "success", "started_around")
         return {"gammas": self.gammas, "levels": [{name: getattr(v, name) for name in names} for v in self.levels]}
 

@@ -38,17 +38,28 @@ def from_here(file: Path) -> str:
     return str(file.relative_to(Path.cwd())) if file.is_relative_to(Path.cwd()) else str(file)
 
 
-def refuse_pickle(file: Path) -> None:
-    """Raise ValueError, with the reason and a way out, if the file is a pickle or of another known kind."""
+def kind_of_other_file(file: Path) -> str:
+    """Return what a file is that is often taken for weights, as messages go on after "is"; empty: of no known kind.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
     with open(file, "rb") as stream:
         start = stream.read(64)
-    other = next((what for begin, what in OTHER_FILES.items() if start.lstrip().startswith(begin)), "")
-    if other and start[8:9] != b"{":
+    if start[8:9] == b"{":  # safetensors: eight bytes of length, which may look like anything, then JSON
+        return ""
+    known = next((what for begin, what in OTHER_FILES.items() if start.lstrip().startswith(begin)), "")
+    return known or ("an ONNX model: scan it with --network onnx" if file.suffix == ".onnx" else "")
+
+
+def refuse_pickle(file: Path) -> None:
+    """Raise ValueError, with the reason and a way out, if the file is a pickle or of another known kind."""
+    if other := kind_of_other_file(file):
         raise ValueError(f"checkpoint = {file.name!r} is {other}; expected a safetensors file")
-    if file.suffix == ".onnx":
-        raise ValueError(f"checkpoint = {file.name!r} is an ONNX model; expected a safetensors file, or --network onnx")
+    with open(file, "rb") as stream:
+        start = stream.read(64)
     pickled = start[:2] == b"PK" or start[:1] == b"\x80"
-    safe = start[8:9] == b"{"  # safetensors: eight bytes of length, which may look like anything, then JSON
+    safe = start[8:9] == b"{"
     if (pickled and not safe) or file.suffix in {".pt", ".pth", ".pkl", ".pickle"}:
         command = f"python -m mesa_lib convert {shlex.quote(from_here(file))}"
         raise ValueError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mesa_lib.store import paths, unpickling
-from mesa_lib.store.checkpoints import OTHER_FILES, from_here
+from mesa_lib.store.checkpoints import from_here, kind_of_other_file
 from mesa_lib.store.sanitize import sanitize, sanitize_list
 
 #: seconds that the reading may take
@@ -90,17 +90,15 @@ def _check_file(file: Path, name: str) -> None:
     try:
         if file.exists() and not file.is_file():
             raise ValueError(f"{name}: is no file; expected a file of weights")
+        other = kind_of_other_file(file)
         with open(file, "rb") as stream:
-            start = stream.read(64)
+            safe = stream.read(9)[8:] == b"{"
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror}; expected a file of weights") from error
-    if start[8:9] == b"{":
+    if safe:
         raise ValueError(f"{name} is a safetensors file already; nothing to convert")
-    for begin, what in OTHER_FILES.items():
-        if start.lstrip().startswith(begin):
-            raise ValueError(f"{name} is {what}")
-    if file.suffix == ".onnx":
-        raise ValueError(f"{name} is an ONNX model, which needs no conversion: scan it with --network onnx")
+    if other:
+        raise ValueError(f"{name} is {other}; expected weights that torch.save wrote")
 
 
 def _ask(file: Path, out: Path, key: str, name: str) -> dict:

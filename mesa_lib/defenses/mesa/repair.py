@@ -101,7 +101,8 @@ class MESARepair(StampingRepair):
     def searched(self, view: DefenderView) -> tuple[Tensor | None, dict[str, float]]:
         """Return triggers that a search or inversions find, None if none succeeds, and the best ASR of each.
 
-        The triggers (k, 3, h, w) are those with half the best one's ASR or more, best first; keys: the means.
+        The triggers (k, 3, h, w) are sorted, best first: those of the search with at least half the ASR of its best, or
+        all inverted ones that succeed. The rates are named by what found them.
         """
         clean, options = view.clean, {"precision": view.precision}
         triggers, rates = self.search.run(

@@ -85,6 +85,7 @@ def normalization(network: str) -> tuple[tuple[float, ...] | None, tuple[float, 
     found = []
     for name in ("image_mean", "image_std"):
         values = settings.get(name)
+        values = [values] if isinstance(values, int | float) else values
         usable = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
         found.append(tuple(map(float, values)) if usable else None)
     return found[0], found[1]

@@ -98,15 +98,16 @@ def _read_project_network(
 def _read_named(
     network: str, header: Header, classes: int, mean: Channels | None, std: Channels | None, trust_code: bool
 ) -> WrappedClassifier:
-    """Read a network of a CIFAR checkpoint, of torchvision, or of a file with code; mean and std are the call's."""
+    """Read a network that is no project's: by its name, or built by the user's code; mean and std are the call's."""
     in_file = ".py:" in network
     build = network_of_file(network, classes, trust_code) if in_file else named_network(network, classes, header)
     _check_named(network, mean, std)
     try:
         names, notes = checkpoint.match_names(header, without_memory(build), classes)
         model = checkpoint.load_weights(header, names, build())
-    except ValueError:
-        model, notes = loaded(network, header.path) if network.startswith(HUGGING_FACE) else None, []
+    except ValueError as error:
+        renamed = network.startswith(HUGGING_FACE) and "another architecture" in str(error)
+        model, notes = loaded(network, header.path) if renamed else None, []
         if model is None:
             raise
     if remove_auxiliary_heads(model):
