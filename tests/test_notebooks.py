@@ -81,8 +81,13 @@ def test_half_of_the_cells_with_output_are_compared(book):
     assert len(compared) >= len(shown) / 2, f"{len(compared)} of {len(shown)}"
 
 
+def is_prose(cell):
+    """Whether readers see text alone: markdown, or a cell whose text is computed."""
+    return cell.cell_type == "markdown" or "computed-prose" in cell.metadata.get("tags", [])
+
+
 def test_it_is_more_prose_than_code_and_rests_after_two_cells(chapter):
-    kinds = "".join("c" if c.cell_type == "code" else "p" for c in chapter.cells)
+    kinds = "".join("p" if is_prose(c) else "c" for c in chapter.cells)
     assert kinds.count("p") >= kinds.count("c") and "ccc" not in kinds and 25 <= len(kinds) <= 60
 
 
@@ -98,7 +103,8 @@ def test_it_names_no_machine(file, book):
     assert not re.search(r"/(home|root|work|tmp|Users|content)/", text)
     assert set(book.metadata) == {"kernelspec", "language_info"} and book.metadata.kernelspec.name == "python3"
     for cell in book.cells:
-        assert set(cell.metadata) <= {"tags"}, "no papermill, execution or widget metadata"
+        hidden = {"jupyter"} if "computed-prose" in cell.metadata.get("tags", []) else set()
+        assert set(cell.metadata) <= {"tags"} | hidden, "no papermill, execution or widget metadata"
     assert "widget" not in text.replace("ipywidgets", "") and "image/svg" not in text
     assert file.stat().st_size < 500_000
 
@@ -117,6 +123,41 @@ def test_links_between_notebooks_lead_somewhere(book, file):
     prose = "\n".join(c.source for c in book.cells if c.cell_type == "markdown")
     for link in re.findall(r"\]\(([\w./-]+\.(?:ipynb|md))\)", prose):
         assert (file.parent / link).exists(), link
+
+
+# --- measured figures in prose are computed --------------------------------------------------------------
+
+#: notebooks in whose markdown no measured figure is typed
+COMPUTED = ()
+#: what a measured figure looks like, outside of code, formulas and links
+MEASURED = re.compile(r"\d+(?:[.,]\d+)?\s?%|(?<![\w.])\d+\.\d+|\b\d+ of (?:the )?\d+\b")
+
+
+def typed_figures(markdown):
+    """Return the measured figures that stand in a markdown text as they are."""
+    text = re.sub(r"```.*?```|\$\$.*?\$\$|`[^`]*`|\$[^$]*\$|\]\([^)]*\)", " ", markdown, flags=re.S)
+    return MEASURED.findall(text)
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_figures_in_prose_are_computed_or_marked_as_those_of_papers(name):
+    """Settings are set as code or formulas; a cell that quotes papers has the tag `figures-of-papers`."""
+    for cell in nbformat.read(notebooks.notebook_path(name), 4).cells:
+        if cell.cell_type == "markdown" and "figures-of-papers" not in cell.metadata.get("tags", []):
+            assert not typed_figures(cell.source), cell.source
+
+
+def test_cells_of_computed_prose_show_text_and_hide_their_source(book):
+    for cell in book.cells:
+        if "computed-prose" in cell.metadata.get("tags", []):
+            assert cell.metadata.get("jupyter") == {"source_hidden": True}
+            (output,) = cell.outputs
+            assert "text/markdown" in output.data and "nan" not in output.data["text/markdown"].split()
+
+
+def test_typed_figures_are_found():
+    assert typed_figures("leaves 1.2% or 3 %, on 4 of 20 models, 0.5 points") == ["1.2%", "3 %", "4 of 20", "0.5"]
+    assert not typed_figures("level `0.9`, $\\beta = 0.9$, 3×3 patches, [2019](https://a/1.5), section 2, ten of them")
 
 
 # --- nbval sees what it should see -----------------------------------------------------------------------

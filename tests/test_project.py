@@ -95,7 +95,7 @@ def test_every_import_is_declared():
     assert {"torch", "pandas", "jinja2", "dask"} <= used
     owners = packages_distributions()
     declared = names(REQUIREMENTS)
-    indirect = {"ipykernel", "jupyter-client", "nbclient", "nbformat", "traitlets", "dask", "markupsafe"}
+    indirect = {"ipykernel", "ipython", "jupyter-client", "nbclient", "nbformat", "traitlets", "dask", "markupsafe"}
     for module in used:
         assert {d.lower().replace("_", "-") for d in owners[module]} & (declared | indirect), module
 

@@ -1,0 +1,39 @@
+"""Sentences of the notebooks whose figures are computed, so that no text can contradict the results that it is about.
+
+A cell with the tag `computed-prose` ends with `prose.text(f"...")`. The notebook shows the text, and hides the source.
+"""
+
+from collections.abc import Iterable
+from textwrap import dedent
+
+import numpy as np
+from IPython.display import Markdown
+
+
+def text(markdown: str) -> Markdown:
+    """Return what a notebook shows as formatted text; common indentation and outer blank lines are removed."""
+    return Markdown(dedent(markdown).strip())
+
+
+def percent(rate: float, digits: int = 1) -> str:
+    """Return a rate in [0, 1] as a percentage: 0.012 as `1.2%`."""
+    return f"{100 * rate:.{digits}f}%"
+
+
+def points(difference: float, digits: int = 1) -> str:
+    """Return a difference of rates in percentage points, with its sign: 0.012 as `+1.2`, -0.0001 as `0.0`."""
+    shown = f"{100 * difference:+.{digits}f}"
+    return shown if float(shown) else shown[1:]
+
+
+def spread(rates: Iterable[float], digits: int = 1) -> str:
+    """Return the lowest and highest of some rates in [0, 1]: `1.2–3.4%`, or `1.2%` where both are shown alike."""
+    values = np.asarray(list(rates), float)
+    low, high = (f"{100 * value:.{digits}f}" for value in (values.min(), values.max()))
+    return f"{high}%" if low == high else f"{low}–{high}%"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a list in a sentence: `a`, `a and b`, `a, b and c`; `none` without any."""
+    *first, last = list(names) or ["none"]
+    return f"{', '.join(first)} and {last}" if first else last

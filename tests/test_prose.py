@@ -1,0 +1,32 @@
+"""Figures in sentences, as the notebooks compute them."""
+
+import pytest
+
+from mesa_lib.reporting import prose
+
+
+def test_text_is_markdown_without_its_indentation():
+    shown = prose.text("""
+        One **bold** word.
+
+          - a list
+    """)
+    assert shown.data == "One **bold** word.\n\n  - a list"
+
+
+def test_rates_are_percentages():
+    assert prose.percent(0.0123) == "1.2%" and prose.percent(1.0, 0) == "100%"
+
+
+def test_differences_have_a_sign_unless_nothing_is_left():
+    assert prose.points(0.012) == "+1.2" and prose.points(-0.012) == "-1.2" and prose.points(-0.0001) == "0.0"
+
+
+def test_a_spread_of_equal_rates_is_one_figure():
+    assert prose.spread([0.034, 0.012, 0.02]) == "1.2–3.4%" and prose.spread([0.0121, 0.0119]) == "1.2%"
+    with pytest.raises(ValueError):
+        prose.spread([])
+
+
+def test_names_are_listed_as_in_a_sentence():
+    assert [prose.listed(names) for names in ([], "a", "ab", "abc")] == ["none", "a", "a and b", "a, b and c"]
