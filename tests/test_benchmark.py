@@ -144,6 +144,19 @@ def test_a_record_holds_the_kinds_that_are_asked_for():
     assert [row["model"] for row in record["rows"]] == ["clean model", "attacked"]
 
 
+def test_a_record_adds_recent_methods_to_those_of_their_group(monkeypatch):
+    kept = {
+        "DETECTORS": {name: registry.DETECTORS[name] for name in ("random triggers", "last layer")},
+        "REPAIRERS": {name: registry.REPAIRERS[name] for name in ("fine-tuning", "CLP")},
+    }
+    for kind, methods in kept.items():
+        monkeypatch.setattr(registry, kind, methods)
+    record = tiny(defense_kinds="detectors,recent-detectors,recent-repairers").record()
+    assert list(record["detectors"]) == ["random triggers", "last layer"]
+    assert [row["model"] for row in record["rows"]] == ["clean model", "attacked", "CLP"], "no control beside it"
+    assert record["rows"][-1]["about"]["of"] > 0 and record["rows"][-1]["knowledge"] == "weights"
+
+
 def test_a_reformer_is_judged_by_accuracy_and_success():
     evaluation = victim("patch")
     median, bits = (evaluation.reformed(name).result for name in ("median 3x3", "4 bits"))

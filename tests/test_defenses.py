@@ -112,6 +112,8 @@ DECLARED = {
         "DeepInspect": "gradients",
         "DL-TND": "weights, 200 clean images",
         "DF-TND": "weights",
+        "MM-BD": "gradients",
+        "last layer": "weights",
     },
     "REPAIRERS": {
         "fine-tuning": "weights, all clean images",
@@ -130,6 +132,11 @@ DECLARED = {
         "MESA, target unknown": "weights, all clean images, stamping rule, trigger size",
         "MESA, target and size unknown": "weights, all clean images, stamping rule",
         "MESA, target and location unknown": "weights, all clean images, stamping rule, trigger size",
+        "CLP": "weights",
+        "ANP": "weights, all clean images",
+        "I-BAU": "weights, all clean images",
+        "FT-SAM": "weights, all clean images",
+        "NAD": "weights, all clean images",
     },
     "FILTERS": {
         "STRIP, sums": "outputs, 500 clean images",
@@ -164,6 +171,16 @@ def test_a_short_search_changes_the_settings_of_mesa_s_detectors_and_nothing_els
     assert full["repairers"]["MESA"] == short["repairers"]["MESA"], "the repair with a known target does not search"
     knowledge = {name: registry.detectors("short")[name]().knowledge.text() for name in registry.DETECTORS}
     assert knowledge == DECLARED["DETECTORS"]
+
+
+def test_recent_methods_are_kinds_of_their_own():
+    """What was published of the other kinds stays complete."""
+    usual, recent = (registry.method_settings(kinds) for kinds in (["detectors", "repairers"], ["recent-repairers"]))
+    assert not {name for group in usual.values() for name in group} & set(registry.RECENT)
+    assert list(recent["repairers"]) == ["CLP", "ANP", "I-BAU", "FT-SAM", "NAD"] and set(recent) == {"repairers"}
+    both = registry.method_settings(["detectors", "recent-detectors"])["detectors"]
+    assert list(both) == list(registry.DETECTORS) and both["MM-BD"]["starts"] == 30
+    assert set(registry.RECENT) < set(registry.DETECTORS) | set(registry.REPAIRERS)
 
 
 def test_a_method_is_described_by_all_of_its_settings():

@@ -118,20 +118,23 @@ class DefenseEvaluation:
             {"model": name, "seconds": seconds(trained.artifact), **pipeline.measured(trained)}
             for name, trained in (("clean model", clean), ("attacked", attacked))
         ]
-        if "detectors" in kinds:
-            record["detectors"] = {
-                name: _with_costs(self.verdict(name), build().knowledge) for name, build in self.detectors.items()
-            }
-        if "repairers" in kinds:
-            names = [name for name in registry.REPAIRERS if name not in PIPELINE_ONLY] + ["ideal"]
-            record["rows"] += [self._repair_row(name) for name in names]
-        if "filters" in kinds:
-            record["filters"] = {
-                name: _with_costs(self.filtered(name), build().knowledge) for name, build in registry.FILTERS.items()
-            }
+        for kind in kinds:
+            if kind != "reformers":
+                self._measure_kind(kind, record)
         if "reformers" in kinds:
             record["reformers"] = {name: _with_costs(self.reformed(name)) for name in registry.REFORMERS}
         return record
+
+    def _measure_kind(self, kind: str, record: dict) -> None:
+        """Add to the record what detectors, repairs or filters of one kind (`registry.of_kind`) leave or find."""
+        group, methods = registry.of_kind(kind, self.p.detector_search)
+        if group == "repairers":
+            names = [name for name in methods if name not in PIPELINE_ONLY] + ["ideal"] * (kind == group)
+            record["rows"] += [self._repair_row(name) for name in names]
+            return
+        measured = self.verdict if group == "detectors" else self.filtered
+        results = {name: _with_costs(measured(name), build().knowledge) for name, build in methods.items()}
+        record[group] = record.get(group, {}) | results
 
     def _repair_row(self, name: str) -> dict:
         """Return the row of a repair; its seconds include those of the stages that it starts from."""

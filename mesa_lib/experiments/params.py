@@ -24,6 +24,8 @@ __all__ = ["DEFENSE_KINDS", "RENAMED", "Params", "brief", "check", "from_noteboo
 
 #: the kinds of defenses that the benchmark runs against an attacked model
 DEFENSE_KINDS = ("detectors", "repairers", "filters", "reformers")
+#: kinds that it runs on request
+RECENT_KINDS = ("recent-detectors", "recent-repairers")
 #: former names of parameters, and of values
 RENAMED = {
     "modelling_lr": "modeling_lr",
@@ -145,8 +147,9 @@ class Params(RepairSettings, Settings, AttackedModelSettings):
     @classmethod
     def _check_defense_kinds(cls, value: str) -> str:
         parts = value.split(",")
-        if not set(parts) <= set(DEFENSE_KINDS) or len(parts) > len(set(parts)):
-            raise ValueError(f"expected some of {', '.join(DEFENSE_KINDS)}, separated by commas")
+        known = (*DEFENSE_KINDS, *RECENT_KINDS)
+        if not set(parts) <= set(known) or len(parts) > len(set(parts)):
+            raise ValueError(f"expected some of {', '.join(known)}, separated by commas")
         return value
 
     def as_stored(self) -> bool:
