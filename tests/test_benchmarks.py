@@ -250,7 +250,7 @@ def test_every_switch_is_measured_on_the_same_attacked_model(tiny):
 
 def test_all_repairs_get_the_same_images_and_are_measured_before_and_after_poisoned_ones(tiny, monkeypatch):
     script, tables = importlib.import_module("equal_terms"), importlib.import_module("tables")
-    monkeypatch.setattr(script, "BUDGETS", {60: {"repair_epochs": 1, "batch_size": 16}})
+    monkeypatch.setattr(script, "BUDGETS", {"digits": {60: {"repair_epochs": 1, "batch_size": 16}}})
     seen, pipeline = [], Pipeline(params.check(tiny | {"steps": 4}))
     view = Pipeline.defender_view
 
