@@ -320,6 +320,7 @@ TABLES = {
     "official": official,
     "ablation": ablation,
     "equal-terms": equal_terms,
+    "equal-terms-digits": equal_terms,
     "residual-check": residual_check,
     "residual-cifar": residual_check,
     "repair-loss": repair_loss,

@@ -72,7 +72,18 @@ def test_without_the_perturbation_no_mask_falls_below_the_threshold():
 
 def test_the_threshold_decides_what_is_pruned():
     assert AdversarialPruning(steps=1, threshold=0.0).repair(view(Planted())).about["pruned"] == 0
-    assert AdversarialPruning(steps=1, threshold=1.01).repair(view(Planted())).about["pruned"] == 16
+    method = AdversarialPruning(steps=1, threshold=1.01, tolerance=1.0)
+    assert method.repair(view(Planted())).about["pruned"] == 16
+
+
+def test_pruning_stops_before_it_costs_more_accuracy_than_the_tolerance():
+    """All 16 channels may go; without them the network guesses."""
+    model = Planted()
+    result = AdversarialPruning(steps=20, batch_size=32, threshold=1.01).repair(view(model))
+    assert 1 <= result.about["pruned"] < result.about["below the threshold"] == 16
+    assert accuracy(result.model, clean()) >= 0.96 and accuracy(result.model, triggered(clean())) == 1
+    every = AdversarialPruning(steps=20, batch_size=32, threshold=1.01, tolerance=1.0).repair(view(model))
+    assert every.about["pruned"] == 16 and accuracy(every.model, clean()) < 0.9
 
 
 @pytest.mark.parametrize("network", ["smallcnn", "resnet18", "fastcnn"])
@@ -114,7 +125,7 @@ def test_masks_stay_between_zero_and_one_and_depend_on_the_seed_alone():
 def test_only_the_weights_of_pruned_channels_change(network, statistics):
     model = trained_looking(network)
     before = copy.deepcopy(model.state_dict())
-    method = AdversarialPruning(steps=2, batch_size=16, threshold=0.999, statistics=statistics)
+    method = AdversarialPruning(steps=2, batch_size=16, threshold=0.999, tolerance=1.0, statistics=statistics)
     result = method.repair(view(model))
     changed = result.model.state_dict()
     norms = {name for name, part in model.named_modules() if isinstance(part, nn.BatchNorm2d)}

@@ -23,6 +23,8 @@ Choices that the paper leaves open, and deviations:
   from 98% to 95%, and the backdoor stayed.
 - Batches are drawn from all clean images of the defender, without augmentation.
 - The default is 500 steps, not the 2000 of the paper (see `AdversarialPruning`).
+- A fixed threshold cost 20 to 45 points of accuracy on three small networks for digits. So channels below it are pruned
+  in the order of their masks, as long as the accuracy on the clean images stays within `tolerance`.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +37,7 @@ from torch.func import functional_call
 
 from mesa_lib import device as devices
 from mesa_lib.defenses.base import DefenderView, Knowledge, Repairer, RepairResult
-from mesa_lib.models.inference import to_float
+from mesa_lib.models.inference import predict, to_float
 from mesa_lib.progress import progress_bar
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -92,10 +94,10 @@ class MaskedNetwork:
 class AdversarialPruning(Repairer):
     """Prune the channels that an adversarial change of BatchNorm's parameters uses.
 
-    All defaults but `steps` are the paper's. On one busy CPU core a step took 0.15 s on digits (smallcnn, width 16). A
-    step on CIFAR-10 (fastcnn, width 64, float32) would take about 3 s, by the time of one pass. So 500 steps are about
-    one minute and half an hour, and 2000 steps four times as much. The learning rate is fixed: with fewer steps masks
-    fall less, and less may be pruned.
+    All defaults but `steps` and `tolerance` are the paper's. On one busy CPU core a step took 0.15 s on digits (smallcnn,
+    width 16). A step on CIFAR-10 (fastcnn, width 64, float32) would take about 3 s, by the time of one pass. So 500 steps
+    are about one minute and half an hour, and 2000 steps four times as much. The learning rate is fixed: with fewer
+    steps masks fall less, and less may be pruned.
 
     Attributes:
         eps: largest relative change of weights and biases, of the inner maximum.
@@ -104,7 +106,8 @@ class AdversarialPruning(Repairer):
         batch_size: images per step; all of them, if there are fewer.
         lr: learning rate of the masks (SGD with `momentum`).
         momentum: of SGD.
-        threshold: channels with a mask below it are pruned, in [0, 1].
+        threshold: channels with a mask below it may be pruned, in [0, 1].
+        tolerance: how much accuracy on the clean images pruning may cost, in [0, 1]; 1 prunes all below the threshold.
         statistics: of BatchNorm while masks are learned: `frozen` or `batch` (see above).
     """
 
@@ -115,6 +118,7 @@ class AdversarialPruning(Repairer):
     lr: float = 0.2
     momentum: float = 0.9
     threshold: float = 0.2
+    tolerance: float = 0.04
     statistics: Literal["frozen", "batch"] = "batch"
     knowledge: Knowledge = field(default=Knowledge("weights"), init=False)
 
@@ -155,10 +159,30 @@ class AdversarialPruning(Repairer):
         Raises:
             ValueError: if the network has no BatchNorm with weight and bias.
         """
-        norms, masks = batch_norms(view.model).values(), self.masks(view)
-        pruned = masks < self.threshold
-        with torch.no_grad():
-            for norm, channels in zip(norms, pruned.split([norm.num_features for norm in norms]), strict=True):
-                norm.weight[channels] = 0
+        masks = self.masks(view)
+        order = masks.argsort()[: int((masks < self.threshold).sum())]
+        before, count = self._accuracy(view), 0
+        weights = [norm.weight.detach().clone() for norm in batch_norms(view.model).values()]
+        stride = max(1, len(order) // 50)  # of a large network, at most some fifty counts are tried
+        for number in [*range(stride, len(order), stride), *([len(order)] if len(order) else [])]:
+            self._prune(view.model, weights, order[:number])
+            if self._accuracy(view) < before - self.tolerance:
+                break
+            count = number
+        self._prune(view.model, weights, order[:count])
         lowest = [round(value, 4) for value in masks.sort().values[:10].tolist()]
-        return RepairResult(view.model, about={"pruned": int(pruned.sum()), "of": len(masks), "lowest masks": lowest})
+        about = {"pruned": count, "below the threshold": len(order), "of": len(masks), "lowest masks": lowest}
+        return RepairResult(view.model, about=about)
+
+    def _accuracy(self, view: DefenderView) -> float:
+        predicted = predict(view.model, view.clean.images, view.precision).cpu()
+        return float((predicted == view.clean.labels.cpu()).float().mean())
+
+    @torch.no_grad()
+    def _prune(self, model: nn.Module, weights: list[Tensor], channels: Tensor) -> None:
+        """Set the BatchNorm weights of these channels, counted over all layers, to 0 and all others to `weights`."""
+        kept = torch.ones(sum(map(len, weights)), dtype=torch.bool, device=channels.device)
+        kept[channels] = False
+        parts = kept.split([len(weight) for weight in weights])
+        for norm, weight, part in zip(batch_norms(model).values(), weights, parts, strict=True):
+            norm.weight.copy_(weight * part.to(weight.device))
