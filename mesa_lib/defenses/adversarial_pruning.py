@@ -94,10 +94,10 @@ class MaskedNetwork:
 class AdversarialPruning(Repairer):
     """Prune the channels that an adversarial change of BatchNorm's parameters uses.
 
-    All defaults but `steps` and `tolerance` are the paper's. On one busy CPU core a step took 0.15 s on digits (smallcnn,
-    width 16). A step on CIFAR-10 (fastcnn, width 64, float32) would take about 3 s, by the time of one pass. So 500 steps
-    are about one minute and half an hour, and 2000 steps four times as much. The learning rate is fixed: with fewer
-    steps masks fall less, and less may be pruned.
+    All defaults but `steps` and `tolerance` are the paper's. On one busy CPU core a step took 0.15 s on digits
+    (smallcnn, width 16). A step on CIFAR-10 (fastcnn, width 64, float32) would take about 3 s, by the time of one pass.
+    So 500 steps are about one minute and half an hour, and 2000 steps four times as much. The learning rate is fixed:
+    with fewer steps masks fall less, and less may be pruned.
 
     Attributes:
         eps: largest relative change of weights and biases, of the inner maximum.
