@@ -18,7 +18,7 @@ from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
 from mesa_lib.defenses.mesa.screening import LocationScreening, PatchSpec, ScreeningResult
 from mesa_lib.models import inference, networks
 from mesa_lib.reporting.html import scan as scan_report
-from mesa_lib.scan import accuracy
+from mesa_lib.scan import accuracy, data_free
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import STRICTEST_LIMIT, ScanDetector, ScanScreening, limit, margin
 from mesa_lib.scan.options import SIDES, Options, squares
@@ -115,6 +115,7 @@ def test_of_a_suspect_the_best_spec_of_either_kind_is_modeled():
         ({"batch_size": 1}, "batch_size = 1: expected a number greater than or equal to 2"),
         ({"repair_lr": 0}, "repair_lr = 0: expected a number greater than 0"),
         ({"repair_epochs": 0}, "repair_epochs = 0"), ({"repair_lr": float("nan")}, "repair_lr = nan: expected"),
+        ({"budget": 0}, "budget = 0: expected a number of minutes above 0"),
         ({"seed": -1}, "seed = -1: expected a whole number from 0"),
         ({"seed": 2**32}, f"seed = {2**32}: expected a whole number from 0"),
     ],
@@ -194,7 +195,8 @@ def test_the_class_that_comes_nearest_is_that_with_the_largest_share_of_its_limi
         for name, rate, limit in (("cat", 0.0, 0.77), ("dog", 0.441, 0.985))
     ]
     assert lines[0]["score"] > lines[1]["score"]
-    text = scan_report.summary({"verdicts": lines, "clean models": 0, "clean models by data": {}})
+    result = {"verdicts": lines, "suspicious": [], "clean models": 0, "clean models by data": {}}
+    text = scan_report.summary(result)
     assert text.startswith("The class that comes nearest to its limit is dog: with patches of 3x3, 44.1% of images")
 
 
@@ -210,6 +212,50 @@ def test_a_model_without_backdoor_is_left_as_it_is(coded, quick, empty_store):
     assert result["repair"] == {"done": False, "why": "nothing was flagged"}
     html = scan_report.page(scanned, "model")
     assert "No backdoor of this kind was found" in html and "None was made: nothing was flagged." in html
+
+
+def blended(logits, x):
+    """Raise the logit of class 1 by a pattern over the whole image, of which no patch of 3x3 is large enough a part."""
+    side = torch.arange(x.shape[-1])
+    pattern = 1.0 - 2.0 * ((side[:, None] + side) % 2)
+    gain = 2400 * (x[:, 2] * pattern).mean((1, 2)).relu() ** 2
+    return logits + gain[:, None] * nn.functional.one_hot(torch.tensor(1), 3)
+
+
+def test_a_trigger_that_is_no_patch_makes_its_class_suspicious(coded, quick, empty_store):
+    scanned = scanning.scan(Coded(change=blended), coded)
+    result = scanned.result
+    assert result["verdict"] == "suspicious" and result["suspicious"] == ["green"] and not result["flagged"]
+    ratios = result["data-free"]["ratios"]
+    assert (
+        ratios[1] > result["data-free"]["limit"] > max(ratios[0], ratios[2]) and not result["data-free"]["last layer"]
+    )
+    html = scan_report.page(scanned, "model")
+    assert "Suspicious: green" in html and "No patch was found that works" in html
+    assert f"<td>{ratios[1]:.1f}</td>" in html and "the largest margin of green stands out" in html
+
+
+def test_margins_are_left_out_where_classes_are_too_few_or_too_many(coded, quick, empty_store, monkeypatch):
+    assert data_free.why_not(2).startswith("2 classes") and data_free.why_not(1000) and not data_free.why_not(3)
+    monkeypatch.setattr(data_free, "MAX_CLASSES", 2)
+    scanned = scanning.scan(Coded(), coded)
+    assert scanned.result["data-free"] == {"why": "3 classes: margins are compared for 3 to 2 classes"}
+    assert "The largest margins were not computed (3 classes" in scan_report.page(scanned, "model")
+
+
+def test_margins_cost_about_the_same_for_larger_images_and_more_classes():
+    assert data_free.maximum_margin(10, 32 * 32).starts == 10 == data_free.maximum_margin(3, 16 * 16).starts
+    assert data_free.maximum_margin(100, 32 * 32).starts == 2 and data_free.maximum_margin(10, 48 * 48).starts == 4
+
+
+def test_what_does_not_fit_the_budget_is_skipped_and_reported(coded, quick, empty_store):
+    lines = []
+    scanned = scanning.scan(Coded((9, 4)), coded, Options(budget=1e-6), lines.append)
+    assert scanned.result["skipped"] == ["3x3 at a fixed location"] and scanned.result["verdict"] == "nothing found"
+    assert any("skipped: they do not fit the budget" in line for line in lines)
+    assert "Skipped for lack of time: patches of 3x3 at a fixed location." in scan_report.page(scanned, "model")
+    whole = scanning.scan(Coded((9, 4)), coded, Options(budget=60))
+    assert whole.result["skipped"] == [] and whole.result["flagged"] == ["green"]
 
 
 def test_a_report_escapes_whatever_comes_from_outside(coded, quick, empty_store):

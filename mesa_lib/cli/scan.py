@@ -102,6 +102,7 @@ def add(commands) -> None:
     add_option("--min-accuracy", type=float, help="accuracy below which no verdict is given")
     trust = "mean, std and the order of the classes are right, even if others fit better"
     add_option("--trust-preprocessing", action="store_true", help=trust)
+    add_option("--budget", type=float, help="minutes for the verdict: what does not fit is skipped, and reported")
     add_option("--seed", type=int, default=defaults.seed)
     add_option("--device", default=defaults.device)
     add_option("--precision", default=defaults.precision)
@@ -195,8 +196,8 @@ def main(a: argparse.Namespace) -> int:
     """Run the command and return its exit status."""
     options = Options(
         sizes=a.sizes, repair=a.repair, repair_epochs=a.repair_epochs, repair_lr=a.repair_lr, augment=a.augment,
-        min_accuracy=a.min_accuracy, trust_preprocessing=a.trust_preprocessing, seed=a.seed, device=a.device,
-        precision=a.precision,
+        min_accuracy=a.min_accuracy, trust_preprocessing=a.trust_preprocessing, budget=a.budget, seed=a.seed,
+        device=a.device, precision=a.precision,
     )  # fmt: skip
     say, file = _printer(), paths.find(a.model)
     if a.out:
@@ -244,7 +245,8 @@ def _printer() -> Callable[[str], None]:
 
 def _print_result(done: Scan, name: str, files: list[Path]) -> None:
     result = done.result
-    flagged = f": {sanitize_list(result['flagged'], 20)}" if result["flagged"] else ""
+    names = result["flagged"] or result["suspicious"]
+    flagged = f": {sanitize_list(names, 20)}" if names else ""
     print(f"{name}: {result['verdict']}{flagged}")
     print(sanitize(scan_report.summary(result), 5000))
     if done.repaired is not None:

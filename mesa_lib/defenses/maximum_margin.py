@@ -131,7 +131,8 @@ class MaximumMargin(Detector):
         ticks = iter(progress_bar(range(len(labels) * self.steps), label))
         ends = []
         for x, y in zip(images, labels, strict=True):
-            ends.append(self._climb(view.model, starts[x].to(view.device), y.to(view.device), ticks))
+            with devices.autocast(view.device, view.precision):
+                ends.append(self._climb(view.model, starts[x].to(view.device), y.to(view.device), ticks))
         next(ticks, None)
         found = torch.cat(ends).reshape(view.classes, self.starts).amax(1)
         if not found.isfinite().all():
@@ -144,9 +145,9 @@ class MaximumMargin(Detector):
         adam = torch.optim.Adam([x], self.step, maximize=True)
         for _ in range(self.steps):
             next(ticks)
-            (x.grad,) = torch.autograd.grad(margin(model(x), labels).sum(), x)
+            (x.grad,) = torch.autograd.grad(margin(model(x).float(), labels).sum(), x)
             adam.step()
             with torch.no_grad():
                 x.clamp_(0, 1)
         with torch.no_grad():
-            return margin(model(x), labels).float().cpu()
+            return margin(model(x).float(), labels).cpu()

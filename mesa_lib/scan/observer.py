@@ -1,5 +1,6 @@
 """The search of a scan, step by step: each step is stored, and the time left is told."""
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -28,6 +29,7 @@ class ScanObserver(SearchObserver):
         progress: Progress,
         repair_passes: Callable[[int], float],
         device: torch.device | str = "cpu",
+        deadline: float | None = None,
     ):
         """Prepare.
 
@@ -39,7 +41,10 @@ class ScanObserver(SearchObserver):
             progress: measures the steps and says what is told.
             repair_passes: number of distributions -> passes of the repair that follows (0: none was asked for).
             device: of the model, for what the store says about the machine.
+            deadline: on the clock of `time.monotonic`: specs whose screening would end later are skipped, all but the
+                first; None: none is.
         """
+        self.deadline, self.skipped = deadline, []
         self.detector, self.classes, self.key, self.progress = detector, classes, key, progress
         self.repair_passes, self.device = repair_passes, device
         screening = detector.screening
@@ -47,8 +52,12 @@ class ScanObserver(SearchObserver):
 
     def screened(
         self, spec: PatchSpec, number: int, total: int, run: Callable[[], tuple[list[float], Tensor | None]]
-    ) -> tuple[list[float], Tensor | None]:
-        """Return the rates and locations of one spec."""
+    ) -> tuple[list[float], Tensor | None] | None:
+        """Return the rates and locations of one spec; None if there is no time left for it."""
+        if number and self.deadline and time.monotonic() + self.progress.seconds_of(self.passes[spec]) > self.deadline:
+            self.skipped.append(spec)
+            self.progress.say(f"[{number + 1}/{total}] patches of {spec} are skipped: they do not fit the budget")
+            return None
         suspect = self.detector.max_specs * modeling_passes(self.detector.settings)
         suspect += self.repair_passes(self.detector.max_specs)
         after = sum(list(self.passes.values())[number + 1 :]) + suspect

@@ -31,6 +31,8 @@ class Options:
         min_accuracy: the lowest accuracy on the clean images for a verdict; None: two fifths of the way from the share
             of the largest class to 1.
         trust_preprocessing: accept normalization and order of the classes as they are, even if others fit better.
+        budget: minutes for the verdict: sizes and locations whose screening would end later are skipped, all but the
+            first; None: nothing is. Suspects are modeled, and the repair is made, beyond it.
         seed, device, precision: see `mesa_lib.device`.
     """
 
@@ -43,6 +45,7 @@ class Options:
     augment: str = _REPAIR.retrain_augment
     min_accuracy: float | None = None
     trust_preprocessing: bool = False
+    budget: float | None = None
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
@@ -52,6 +55,8 @@ class Options:
             raise ValueError(f"sizes = {self.sizes}: expected sides of 1 to 64 pixels")
         if self.min_accuracy is not None and not 0 <= self.min_accuracy < 1:
             raise ValueError(f"min_accuracy = {self.min_accuracy}: expected an accuracy from 0 to below 1")
+        if self.budget is not None and not 0 < self.budget < float("inf"):
+            raise ValueError(f"budget = {self.budget}: expected a number of minutes above 0")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed}: expected a whole number from 0 to {2**32 - 1}")
         self.repair_settings()

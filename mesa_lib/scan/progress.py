@@ -57,11 +57,15 @@ class Progress:
             self.seconds, self.passes = self.seconds + took, self.passes + passes
         return result
 
+    def seconds_of(self, passes: float) -> float:
+        """Return how many seconds so many passes will take; 0 as long as no step was measured."""
+        return self.seconds / self.passes * passes if self.passes else 0.0
+
     def left(self, passes: float, condition: str = "") -> str:
         """Return how long so many passes will take, in words; "" as long as no step was measured."""
         if not self.passes:
             return ""
-        seconds = self.seconds / self.passes * passes
+        seconds = self.seconds_of(passes)
         duration = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
         return f"; about {duration} left{condition}"
 

@@ -20,9 +20,8 @@ from mesa_lib.defenses.base import DefenderView, Knowledge, describe_method
 from mesa_lib.defenses.mesa.detector import DetectionResult
 from mesa_lib.defenses.mesa.screening import PatchSpec
 from mesa_lib.models.inference import logits, predict
-from mesa_lib.scan import accuracy, false_positives
+from mesa_lib.scan import accuracy, data_free
 from mesa_lib.scan.accuracy import NoVerdict
-from mesa_lib.scan.detector import limit
 from mesa_lib.scan.hold_out import hold_out
 from mesa_lib.scan.observer import ScanObserver
 from mesa_lib.scan.options import Options
@@ -30,6 +29,7 @@ from mesa_lib.scan.progress import Progress, check_passes, modeling_passes
 from mesa_lib.scan.reading.prepare import prepare
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.scan.repair import RESIDUAL_SEARCH, Distributions, ScanRepair, repair_record, residual_record
+from mesa_lib.scan.verdict import judge
 
 #: the fewest images that the model has to classify correctly, of those on which the search runs
 MIN_CORRECT = 8
@@ -95,7 +95,7 @@ class Scanner:
         self.key |= {"seed": options.seed, "precision": options.precision}
         self.observer = ScanObserver(
             self.detector, images.classes, tuple(images.split.images.shape[-2:]), self.key, self.progress,
-            self.repair_passes, self.device,
+            self.repair_passes, self.device, None if options.budget is None else self.started + 60 * options.budget,
         )  # fmt: skip
 
     def identity(self) -> dict:
@@ -146,8 +146,11 @@ class Scanner:
         result["accuracy"] = self.accuracy()
         self.say(f"accuracy on the clean images: {result['accuracy']['rate']:.1%}")
         self.check_searchable(result["accuracy"])
+        self.progress.run(64, self._time_passes)
+        result["data-free"] = margins = self.margins()
         detected = self.search()
-        result |= self.verdict(detected)
+        result |= judge(self.detector, detected, self.images.classes, self.settings(), margins)
+        result["skipped"] = [str(spec) for spec in self.observer.skipped]
         rng = devices.rng(devices.derive_seed(self.options.seed, "samples of the report"))
         samples = {
             (label, spec): distribution.at(max(distribution.betas)).sample(SAMPLES, rng).cpu()
@@ -185,9 +188,24 @@ class Scanner:
             if max(size) > min(self.images.split.images.shape[-2:]):
                 raise ValueError(f"sizes = {size}: a patch larger than the images; expected at most their side")
 
+    def margins(self) -> dict:
+        """Return what the network says without any image (`data_free.examine`); `why` it says nothing instead."""
+        classes, side = len(self.images.classes), self.images.split.images.shape[-2:]
+        if why := data_free.why_not(classes):
+            return {"why": why}
+        method = data_free.maximum_margin(classes, side[0] * side[1])
+        passes = classes * method.starts * method.steps
+        self.say(f"the largest margin of every class, which needs no images{self.progress.left(passes)}")
+        config = self.key | {"method": describe_method(method)}
+
+        def make() -> tuple[dict, dict]:
+            return {}, data_free.examine(self.view, method)
+
+        run = partial(store.train_or_load, "scan-margins", config, make, self.device)
+        return self.progress.run(passes, run).result
+
     def search(self) -> DetectionResult:
         """Screen all classes by every spec and model the suspects."""
-        self.progress.run(64, self._time_passes)
         return self.detector.search(self.view(self.detector.knowledge, self.correct), self.observer)
 
     def _time_passes(self) -> None:
@@ -196,37 +214,6 @@ class Scanner:
         with devices.autocast(self.device, self.options.precision):
             self.model(x).float().square().sum().backward()
         self.model.zero_grad()
-
-    def verdict(self, detected: DetectionResult) -> dict:
-        """Return the verdict, class by class, and how clean models score."""
-        judged, lines = self.detector.judge(detected), []
-        by_dataset = false_positives.clean_scores(self.settings())
-        clean_models = [scores for models in by_dataset.values() for scores in models]
-        for label, name in enumerate(self.images.classes):
-            spec, rate = self.detector.best(detected, label)
-            location = detected.screening.location(spec, label)
-            score, modeled = judged.scores[label], detected.rates.get(label, {})
-            lines.append(
-                {
-                    "class": name,
-                    "flagged": label in judged.flagged,
-                    "score": round(score, 4),
-                    "rate": round(rate, 4),
-                    "limit": limit(spec, self.detector.side),
-                    "rule": str(spec),
-                    "location": None if location is None else location.tolist(),
-                    "clean models with such a class": sum(max(scores) >= score for scores in clean_models),
-                    "screened": {str(s): round(rates[label], 4) for s, rates in detected.screening.rates.items()},
-                    "modeled": {str(s): round(rate, 4) for s, rate in modeled.items()},
-                }
-            )
-        return {
-            "verdict": "backdoored" if judged.flagged else "nothing found",
-            "flagged": [self.images.classes[label] for label in judged.flagged],
-            "verdicts": lines,
-            "clean models": len(clean_models),
-            "clean models by data": false_positives.false_positives(by_dataset, self.detector.above),
-        }
 
     # --- the repair ----------------------------------------------------------------------------------------
 

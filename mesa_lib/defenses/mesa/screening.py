@@ -71,8 +71,8 @@ class SearchObserver:
 
     def screened(
         self, spec: PatchSpec, number: int, total: int, run: Callable[[], tuple[list[float], Tensor | None]]
-    ) -> tuple[list[float], Tensor | None]:
-        """Return the rates and locations of one spec, as `run` does."""
+    ) -> tuple[list[float], Tensor | None] | None:
+        """Return the rates and locations of one spec, as `run` does; None leaves the spec out."""
         return run()
 
     def suspects(self, suspects: dict[int, list[PatchSpec]]) -> None:
@@ -152,7 +152,8 @@ class Screening(Detector):
         observer, specs, result = observer or SearchObserver(), self.specs(view), ScreeningResult({}, {})
         for number, spec in enumerate(specs):
             parts = observer.screened(spec, number, len(specs), lambda spec=spec: self.screen_spec(view, spec))
-            result.rates[spec], result.locations[spec] = parts
+            if parts is not None:
+                result.rates[spec], result.locations[spec] = parts
         return result
 
     def screen_spec(self, view: DefenderView, spec: PatchSpec) -> tuple[list[float], Tensor | None]:

@@ -82,17 +82,21 @@ def page(scanned: Scan, name: str) -> str:
     """Return the report as HTML, complete in itself."""
     result = scanned.result
     pairs = zip(result["accuracy"]["recalls"], result["accuracy"]["mistaken"], strict=True)
+    ratios = result["data-free"].get("ratios", [None] * len(result["verdicts"]))
     return TEMPLATES.get_template("scan.html.j2").render(
         name=name,
         result=result,
         summary=summary(result),
         rows=[
-            line | {"recall": recall, "mistaken": mistaken, "patches": line["rule"] + location(line["location"])}
-            for line, (recall, mistaken) in zip(result["verdicts"], pairs, strict=True)
+            line
+            | {"recall": recall, "mistaken": mistaken, "patches": line["rule"] + location(line["location"])}
+            | {"margin": ratio, "suspicious": line["class"] in result["suspicious"]}
+            for line, (recall, mistaken), ratio in zip(result["verdicts"], pairs, ratios, strict=True)
         ],
         gallery=gallery(scanned),
         repair=result.get("repair"),
         residual=residual(result.get("repair", {})),
+        margins=margins(result),
         limits=limits(result),
         made=made_line(result),
         identity=identity_line(result["scanned"]) if "scanned" in result else "",
@@ -117,6 +121,11 @@ def summary(result: dict) -> str:
             f"{nearest['rate']:.1%} of images of other classes are misclassified as it; the limit is "
             f"{nearest['limit']:.1%}."
         ]
+    if result["suspicious"]:
+        sentences.append(
+            f"Without any image, the largest margin of {' and of '.join(result['suspicious'])} stands out. That is a "
+            "reason to examine the model further: such a class may have a trigger that is no patch."
+        )
     return " ".join([*sentences, false_positives(result)])
 
 
@@ -129,6 +138,22 @@ def false_positives(result: dict) -> str:
         for name, part in result["clean models by data"].items()
     ]
     return f"Clean models, small networks scanned with equal settings, that were flagged (95% CI): {', '.join(counts)}."
+
+
+def margins(result: dict) -> str:
+    """Return what the margins are and where they stand out, or why there are none, in sentences."""
+    found = result["data-free"]
+    if "why" in found:
+        return f"The largest margins were not computed ({found['why']})."
+    highest = max(found["ratios"])
+    p_value = "" if found["p-value"] is None else f" The method's published test gives p = {found['p-value']:.2g}."
+    return (
+        f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
+        f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
+        f"{found['limit']:g} a class is suspicious, which no clean network came near. Triggers that are no patches, "
+        "such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
+        f"{p_value}"
+    )
 
 
 def residual(repair: dict) -> str:
@@ -151,6 +176,7 @@ def limits(result: dict) -> str:
     """Return what the scan can detect and what it cannot, in sentences."""
     sides = ", ".join(dict.fromkeys(spec.split()[0] for spec in result["verdicts"][0]["screened"]))
     stride = result["settings"]["screening"]["stride"]
+    skipped = f" Skipped for lack of time: patches of {', '.join(result['skipped'])}." if result["skipped"] else ""
     reference = (
         "the number of clean models with such a class stands beside each"
         if result["clean models"]
@@ -159,8 +185,9 @@ def limits(result: dict) -> str:
     return (
         f"The scan looks for patches ({sides}; locations: a grid with a step of {stride} pixels) that overwrite "
         "a part of the image, at random locations or at a fixed one, and make images of all other classes "
-        "misclassified as one class. It does not detect triggers of another kind (blends, warps, reflections), larger "
-        "ones, or backdoors that work for one source class only or that have another target for each class. A class "
+        f"misclassified as one class.{skipped} It does not search for triggers of another kind (blends, warps, "
+        "reflections), larger ones, or backdoors that work for one source class only or that have another target for "
+        "each class. A class "
         f"that responds to patches need not be an attack: some classes of clean models do, which is why {reference}. "
         "'Nothing found' is no proof of anything."
     )

@@ -1,0 +1,56 @@
+"""The verdict of a scan, class by class, and how clean models score."""
+
+from collections.abc import Sequence
+
+from mesa_lib.defenses.mesa.detector import DetectionResult
+from mesa_lib.scan import false_positives
+from mesa_lib.scan.detector import ScanDetector, limit
+
+
+def judge(
+    detector: ScanDetector, detected: DetectionResult, classes: Sequence[str], settings: dict, margins: dict
+) -> dict:
+    """Return the verdict on a model and on each class.
+
+    Args:
+        detector: that of the scan.
+        detected: what its search returned.
+        classes: their names.
+        settings: of the scan (`Scanner.settings`).
+        margins: what `data_free.examine` returned; without `suspicious` if it did not run.
+
+    Returns:
+        `verdict`: `backdoored` if patches are found, `suspicious` if only a margin stands out, or `nothing found`.
+        `flagged`, `suspicious`: names of classes. `verdicts`: one line a class. `clean models`, `clean models by data`:
+        how many were scanned like this, and how many of them were flagged.
+    """
+    judged, lines = detector.judge(detected), []
+    by_dataset = false_positives.clean_scores(settings)
+    clean_models = [scores for models in by_dataset.values() for scores in models]
+    for label, name in enumerate(classes):
+        spec, rate = detector.best(detected, label)
+        location = detected.screening.location(spec, label)
+        score, modeled = judged.scores[label], detected.rates.get(label, {})
+        lines.append(
+            {
+                "class": name,
+                "flagged": label in judged.flagged,
+                "score": round(score, 4),
+                "rate": round(rate, 4),
+                "limit": limit(spec, detector.side),
+                "rule": str(spec),
+                "location": None if location is None else location.tolist(),
+                "clean models with such a class": sum(max(scores) >= score for scores in clean_models),
+                "screened": {str(s): round(rates[label], 4) for s, rates in detected.screening.rates.items()},
+                "modeled": {str(s): round(rate, 4) for s, rate in modeled.items()},
+            }
+        )
+    suspicious = [classes[label] for label in margins.get("suspicious", [])]
+    return {
+        "verdict": "backdoored" if judged.flagged else "suspicious" if suspicious else "nothing found",
+        "flagged": [classes[label] for label in judged.flagged],
+        "suspicious": suspicious,
+        "verdicts": lines,
+        "clean models": len(clean_models),
+        "clean models by data": false_positives.false_positives(by_dataset, detector.above),
+    }
