@@ -164,7 +164,15 @@ def test_a_backdoor_at_a_fixed_location_is_detected_shown_and_repaired(coded, qu
     html = page.read_text()
     assert "red &lt;b&gt;" in html and "odd &lt;i&gt;" in html and "<b>red" not in html and "<i>" not in html
     assert html.count("data:image/png;base64,") == len(scanned.samples) >= 1 and "http" not in html
-    for what in (f"{line['rate']:.1%}", "93.0%", "Class by class", "ASR of samples of green", "24 images which", "SHA"):
+    for what in (
+        f"{line['rate']:.1%}",
+        "93.0%",
+        "Class by class",
+        "ASR of samples of green",
+        "24 images which",
+        "100.0% (86.2%–100.0%)",
+        "SHA",
+    ):
         assert (what in html) == (what != "SHA"), what
 
 

@@ -42,6 +42,7 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters["percent"] = lambda rate: f"{rate:.1%}"
+TEMPLATES.filters["interval"] = lambda part: f"{part['rate']:.1%} ({part['low']:.1%}–{part['high']:.1%})"
 
 
 def write(scanned: Scan, out: Path, name: str) -> tuple[Path, Path]:
