@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -215,12 +216,16 @@ def test_the_figure_by_trigger_has_a_band_and_a_line_for_each_repair(three):
     plt.close(figure)
 
 
-def test_the_figure_beside_the_paper_has_a_panel_for_each_data_set():
-    ours = {"CIFAR-10": {"MESA": [1.0, 2.0], "ideal": [1.0, 1.0]}, "CIFAR-100": {"MESA": [3.0]}}
-    figure = plots.asr_beside_paper(ours, {"CIFAR-10": {"MESA": 1.9}})
-    first, second = figure.axes
-    assert [a.get_title() for a in figure.axes] == list(ours) and len(first.lines) == 5 and len(second.lines) == 2
-    assert list(first.lines[2].get_ydata()) == [1.9]
+def test_the_figure_of_means_has_an_interval_a_worst_run_and_the_papers_mean():
+    columns = {"mean": [1.0, 2.0], "95% CI, low": [0.5, np.nan], "95% CI, high": [1.5, np.nan], "worst": [4.0, 5.0]}
+    table = pd.DataFrame(columns | {"paper, mean": [3.6, np.nan]}, index=["MESA", "ideal"])
+    figure = plots.means_with_intervals(table, xlabel="ASR (%)", title="A sentence", line=(2.5, "clean"), symlog=True)
+    (axis,) = figure.axes
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["MESA", "ideal"] and axis.get_xlabel() == "ASR (%)"
+    drawn = [list(line.get_xdata()) for line in axis.lines]
+    assert drawn == [[0.5, 1.5], [1.0], [4.0], [3.6], [2.0], [5.0], [2.5, 2.5]]
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert labels == ["mean, 95% CI", "worst run", "the paper, mean", "clean"]
     plt.close(figure)
 
 

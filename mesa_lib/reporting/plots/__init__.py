@@ -25,10 +25,10 @@ from mesa_lib.reporting.plots.distribution import (
 )
 from mesa_lib.reporting.plots.repair import (
     CHECKS,
-    asr_beside_paper,
     asr_by_control,
     asr_by_task,
     asr_by_trigger,
+    means_with_intervals,
     repair_rounds,
 )
 from mesa_lib.reporting.plots.scan import screening_rates
@@ -39,7 +39,6 @@ __all__ = [
     "CHECKS",
     "COLORS",
     "MARKS",
-    "asr_beside_paper",
     "asr_by_control",
     "asr_by_task",
     "asr_by_trigger",
@@ -50,6 +49,7 @@ __all__ = [
     "heatmap",
     "location_heatmap",
     "matrices",
+    "means_with_intervals",
     "mine_curves",
     "modeling_curves",
     "parameter_sweep",

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mesa_lib.reporting.plots.style import COLORS, color, panels, percent_axis, spread
+from mesa_lib.reporting.plots.style import COLORS, PERCENT_TICKS, color, panels, percent_axis
 
 #: the parts of a residual check (`repair_rounds.ResidualCheck`), as figures and tables name them
 CHECKS = {"earlier": "earlier samples", "sampled": "new generator", "searched": "trigger search"}
@@ -129,31 +128,38 @@ def asr_by_trigger(table: pd.DataFrame, rows: Sequence[str] = ("beta 0.9", "MESA
     return figure
 
 
-def asr_beside_paper(results: dict[str, dict[str, Sequence[float]]], published: dict[str, dict[str, float]]) -> Figure:
-    """Return the ASR (%) after the repair, one data set a panel, with our mean and the paper's as marks.
+def means_with_intervals(
+    table: pd.DataFrame, *, xlabel: str, title: str, line: tuple[float, str] | None = None, symlog: bool = False
+) -> Figure:
+    """Return one row per line of a table: its mean with the 95% CI, and where there are any, worst and paper's mean.
 
     Args:
-        results: title -> model -> one number per trigger, each a dot.
-        published: title -> model -> the paper's mean.
+        table: columns `mean`, `95% CI, low`, `95% CI, high`; `worst` and `paper, mean` where they are to be drawn.
+        xlabel: quantity and unit.
+        title: what the figure shows, as a sentence.
+        line: a value that all rows are compared with, and its label.
+        symlog: whether the axis is linear below 5 and logarithmic above; for percentages.
     """
-    figure, axes = panels(len(results), len(results), 4.6, 3.6, sharey=True)
-    for axis, (title, models) in zip(axes, results.items(), strict=True):
-        for x, (name, values) in enumerate(models.items()):
-            _draw_beside_paper(axis, x, name, values, published.get(title, {}).get(name))
-        percent_axis(axis)
-        axis.set_xticks(range(len(models)), list(models), rotation=30, ha="right", fontsize=9)
-        axis.set(title=title, ylim=(0, 60))
-    axes[0].set_ylabel("ASR after the repair (%),\nlogarithmic above 5%")
-    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=3)
+    figure, axis = plt.subplots(figsize=(6, 1.5 + 0.28 * len(table)))
+    for y, (name, row) in enumerate(table.iterrows()):
+        low, high = row["95% CI, low"], row["95% CI, high"]
+        if np.isfinite(low):
+            axis.plot([low, high], [y, y], color=color(str(name)), lw=3, alpha=0.7)
+        axis.plot(row["mean"], y, "o", color=color(str(name)), mec="black", mew=0.5, ms=7, label="mean, 95% CI")
+        for column, mark, label in (("worst", "|", "worst run"), ("paper, mean", "*", "the paper, mean")):
+            if np.isfinite(row.get(column, np.nan)):
+                axis.plot(row[column], y, mark, color="black", ms=10, mew=1.5 if mark == "|" else 0, label=label)
+    if line:
+        axis.axvline(line[0], color="0.3", ls=":", lw=1.5, label=line[1])
+    if symlog:
+        axis.set_xscale("symlog", linthresh=5, linscale=1.5)
+        axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)))
+        axis.set_xlim(0, 130)
+        axis.minorticks_off()
+    axis.set_yticks(range(len(table)), list(map(str, table.index)))
+    axis.set(xlabel=xlabel, ylim=(len(table) - 0.4, -0.6))
+    axis.set_title(title, fontsize=11, loc="left")
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
-
-
-def _draw_beside_paper(axis: Axes, x: int, name: str, values: Sequence[float], published: float | None) -> None:
-    """Draw one model's column; the first column of a panel carries the labels of the legend."""
-    labels = [None if x else label for label in ("ours, mean", "ours, one trigger", "paper, mean")]
-    shade = color(name, COLORS["MESA"])
-    axis.plot(x, np.mean(values), "_", color=shade, ms=26, mew=2, alpha=0.6, label=labels[0])
-    dots = {"ms": 5, "mec": "black", "mew": 0.5, "zorder": 3}
-    axis.plot(x + spread(len(values)), values, "o", color=shade, label=labels[1], **dots)
-    if published is not None:
-        axis.plot(x, published, "*", color="black", ms=11, label=labels[2])
