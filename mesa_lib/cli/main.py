@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mesa_lib import __version__
 from mesa_lib import device as devices
 from mesa_lib.cli import convert, run, scan, sweep
 from mesa_lib.experiments.notebooks import SeriesFailed
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each sets `function`, which takes the arguments and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m mesa_lib", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"mesa {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     run.add(commands)
     sweep.add(commands)
