@@ -333,4 +333,4 @@ TABLES = {
 }
 
 if __name__ == "__main__":
-    readme.into_readme(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))
+    readme.fill_page(paths.root() / "benchmarks" / "README.md", lambda name, content: TABLES[name](content))

@@ -102,7 +102,7 @@ def test_every_table_of_the_benchmarks_page_is_that_of_its_result_file():
 def test_a_page_is_filled_between_its_markers_only(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- table sweep -->\nold\n<!-- end sweep -->\nafter\n")
-    readme.into_readme(page, lambda name, content: f"{name} has {len(content['runs'])} runs")
+    readme.fill_page(page, lambda name, content: f"{name} has {len(content['runs'])} runs")
     lines = page.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and re.fullmatch(r"sweep has \d+ runs", lines[2])
 

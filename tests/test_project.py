@@ -14,9 +14,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import mesa_lib
 from mesa_lib.cli.main import build_parser
 from mesa_lib.experiments import results
-from mesa_lib.reporting.tables import readme
+from mesa_lib.reporting.tables import readme, summary
 from mesa_lib.store import paths
 
 ROOT = paths.root()
@@ -76,6 +77,14 @@ def test_constraints_pin_what_the_dependencies_need():
     assert needed - set(pinned) <= {"setuptools", "pip"}
 
 
+def test_the_version_is_one_everywhere(capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"mesa {PROJECT['version']}\n"
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == mesa_lib.__version__ == PROJECT["version"]
+
+
 def imported(code):
     """The top-level packages that some code imports, absolutely."""
     for node in ast.walk(ast.parse(code)):
@@ -110,18 +119,28 @@ def makefile_commands():
         yield line
 
 
-def test_the_readmes_commands_are_those_of_the_makefile():
-    text, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+DOCS = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_plain_commands_are_those_of_the_makefile():
+    text = "\n".join((ROOT / name).read_text() for name in ["README.md", *DOCS])
+    makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"^(\w[\w-]*):", makefile, re.M))
     named = set(re.findall(r"(?:^|[`(]|# )make ([a-z][a-z-]*)", text, re.M))
-    assert {"run", "test", "test-all", "lab"} <= named <= targets
+    assert {"run", "test", "test-all", "lab", "book"} <= named <= targets
     commands = [line for line in makefile_commands() if " -m pip " not in line]
-    assert sum(" -m pytest " in line for line in commands) == 2 and len(commands) >= 7
+    assert sum(" -m pytest " in line for line in commands) == 2 and len(commands) >= 8
     for line in commands:
         assert re.search(re.escape(line) + r"(?:$| +#)", text, re.M), f"also as a plain command: {line}"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_readme_fits_a_screen_or_two_and_begins_with_the_two_commands():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert [line.split()[:2] for line in lines[:30] if line.startswith("make ")] == [["make", "run"], ["make", "test"]]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *DOCS])
 def test_commands_in_documents_have_options_that_exist(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     commands = re.findall(r"python -m mesa_lib ([a-z][^`#\n]*)", text)
@@ -131,27 +150,32 @@ def test_commands_in_documents_have_options_that_exist(document):
             assert (ROOT / "params" / "sweeps" / f"{arguments.sweep}.yaml").is_file(), command
         elif arguments.command in ("run", "check"):
             assert all((ROOT / file).is_file() for file in arguments.files), command
-    assert commands
+    expected = {"README.md", "docs/batch.md", "docs/configuration.md", "docs/development.md", "docs/scan.md"}
+    assert commands or document not in expected
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", *DOCS])
 def test_links_in_documents_lead_somewhere(document):
     file = ROOT / document
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", file.read_text()):
         assert (file.parent / link).exists(), link
 
 
-def test_the_readme_names_every_extra_and_every_sweep():
-    text = (ROOT / "README.md").read_text()
+def test_the_documents_name_every_extra_and_every_sweep():
+    text = "\n".join((ROOT / name).read_text() for name in DOCS)
     for extra in PROJECT["optional-dependencies"]:
         assert f"`{extra}`" in text, extra
     for sweep in (ROOT / "params" / "sweeps").glob("*.yaml"):
-        assert f"(params/sweeps/{sweep.name})" in text, sweep.name
+        assert f"(../params/sweeps/{sweep.name})" in text, sweep.name
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10-cpu", "cifar10-scratch", "cifar10-noaugment"])
-def test_the_readmes_tables_are_those_of_the_results(name):
-    assert readme.markdown(results.load_content(name)) in (ROOT / "README.md").read_text()
+def test_the_tables_of_the_results_page_are_those_of_the_results(name):
+    assert readme.markdown(results.load_content(name)) in (ROOT / "docs" / "results.md").read_text()
+
+
+def test_the_readmes_table_is_that_of_the_results():
+    assert summary.markdown(results.load_content(summary.RESULT)) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", [".safetensors", ".pt", ".pth", ".pkl", ".zip", ".npz", ".tar.gz"])

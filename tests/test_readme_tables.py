@@ -1,10 +1,12 @@
-"""The README's tables of sweeps over seeds, from made-up runs whose numbers can be checked by eye."""
+"""The tables of docs/results.md and of the README, from made-up runs whose numbers can be checked by eye."""
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
-from mesa_lib.reporting.tables import readme
+from mesa_lib.reporting import plots
+from mesa_lib.reporting.tables import readme, summary
 
 
 def made_up(trigger="bw:170", seed=0, one_round=0.02, rounds=0.02, checks=(True,), asr=0.99, **params):
@@ -43,7 +45,8 @@ def test_worst_is_the_lowest_of_the_attacked_and_the_highest_of_the_others():
 def test_the_papers_number_stands_beside_ours_where_it_has_one():
     table = readme.markdown(content(made_up(dataset="cifar10"), made_up(seed=1, dataset="cifar10")))
     assert "| MESA | 90.0 ± 0.0% | 2.0 ± 0.0% | 2.0% | 3.6% (8.2) |" in table
-    widths = {line.count("|") for line in table.splitlines() if line.startswith("|")}
+    results, _ = table.split("\n\n| detail")
+    widths = {line.count("|") for line in results.splitlines() if line.startswith("|")}
     assert widths == {6}
     assert "3.6%" not in readme.markdown(content(made_up(), made_up(seed=1)))
     scratch = {"dataset": "cifar10", "start": "scratch"}
@@ -53,8 +56,9 @@ def test_the_papers_number_stands_beside_ours_where_it_has_one():
 def test_several_triggers_have_a_line_each():
     table = readme.markdown(content(made_up(), made_up("color:0", one_round=0.05)))
     assert "| `bw:170` | 3.0 | 99.0 | 15.0 (20.0) | 2.0 | 1.0 | 1.0 |" in table
-    assert "ASR after MESA +0.5 (worst +2.0) against the clean-model ASR" in table
-    assert ("+2.5 (worst +4.0) against the clean model after MESA's repair, +2.5 (worst +4.0) against ideal") in table
+    assert "| ASR after MESA, against the clean-model ASR | +0.5 (worst +2.0) points |" in table
+    assert "| ASR after MESA, against the repaired clean model | +2.5 (worst +4.0) points |" in table
+    assert "| ASR after MESA, against the ideal repair | +2.5 (worst +4.0) points |" in table
 
 
 def test_the_caption_names_every_number_of_threads():
@@ -82,8 +86,9 @@ def test_a_clean_model_that_all_runs_share_has_no_spread():
     for run in runs["runs"]:
         run["params"]["clean_seed"] = 0
     assert "| clean model | 90.0% |" in readme.markdown(runs)
-    assert "Mean ± standard deviation over 2 runs, with 2 repeats of the single inversion in each." in readme.markdown(
-        runs
+    assert (
+        "| values | mean ± standard deviation over 2 runs; 2 repeats of the single inversion in each |"
+        in readme.markdown(runs)
     )
 
 
@@ -104,12 +109,43 @@ def test_misses_and_false_all_clears_are_counted(run, says):
 
 
 def test_samples_are_those_of_the_highest_level_with_and_without_entropy():
-    line = readme.samples_line([made_up()])
-    assert line.startswith("Samples of MESA, beta 0.9: ASR 90.0%, mutual information 1.00 nats, mean distance 0.500; ")
-    assert line.endswith("distance 0.500; ratio of distances 1.00.") and "alpha 0: ASR 90.0%" in line
+    rows = readme.samples([made_up()])
+    line = "ASR 90.0%, mutual information 1.00 nats, mean distance 0.500"
+    assert rows["samples of MESA, beta 0.9"] == rows["samples of MESA, beta 0.9, alpha 0"] == line
+    assert rows["mean distance, with against without entropy"] == "ratio 1.00"
     without = made_up()
     del without["samples"]["alpha 0"]
-    assert "alpha 0" not in readme.samples_line([without])
+    assert list(readme.samples([without])) == ["samples of MESA, beta 0.9"]
+
+
+def seeds(attack, *asr):
+    """Runs of one attack, one per seed, in which MESA leaves the given ASR and the other rows of the README."""
+    runs = [made_up(seed=seed, one_round=rate, attack=attack) for seed, rate in enumerate(asr)]
+    for run in runs:
+        run["rows"] += [row | {"model": name} for row in run["rows"][:1] for name in ("fine-tuning", "random mixed")]
+    return runs
+
+
+def test_the_small_table_has_six_rows_and_both_attacks_side_by_side():
+    table = summary.markdown(content(*seeds("patch", 0.02, 0.03, 0.04), *seeds("covered", 0.06, 0.06, 0.06)))
+    lines = table.splitlines()
+    assert lines[0].startswith("| model | ASR, plain attack | ASR, covered attack |") and len(lines) == 8
+    cells = lines[-1].split(" | ")
+    assert cells[0] == "| MESA" and cells[1].startswith("3.0% (2.") and cells[2] == "6.0% (6.0–6.0)"
+
+
+def test_repeats_of_one_run_count_once():
+    rate = summary.measured(seeds("patch", 0.02, 0.02, 0.02), "single inversion")
+    assert rate["values"] == pytest.approx([15, 15, 15]) and rate["low"] == pytest.approx(rate["high"])
+
+
+def test_the_figure_has_a_panel_per_attack_and_a_row_per_model():
+    attacks = summary.by_attack(content(*seeds("patch", 0.02, 0.03, 0.04), *seeds("covered", 0.06, 0.06, 0.06)))
+    rows = {title: {m: summary.measured(runs, m) for m in summary.ROWS} for title, runs in attacks.items()}
+    figure = plots.before_and_after(rows, summary.ROWS, "a message")
+    assert [axis.get_title() for axis in figure.axes] == list(attacks)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(summary.ROWS.values())
+    plt.close(figure)
 
 
 def test_the_tables_are_written_between_their_markers(tmp_path, monkeypatch):
@@ -119,9 +155,9 @@ def test_the_tables_are_written_between_their_markers(tmp_path, monkeypatch):
     (tmp_path / "results" / "small.json").write_text(json.dumps(content(made_up(), made_up(seed=1))))
     file = tmp_path / "README.md"
     file.write_text("before\n<!-- table small -->\nold\n<!-- end small -->\nafter\n<!-- table other -->\n")
-    readme.into_readme()
+    readme.fill_page(file, lambda name, content: readme.markdown(content))
     text = file.read_text()
     assert text.startswith("before\n<!-- table small -->\n| model |") and "old" not in text
     assert text.endswith("\n<!-- end small -->\nafter\n<!-- table other -->\n")
-    readme.into_readme()
+    readme.fill_page(file, lambda name, content: readme.markdown(content))
     assert file.read_text() == text

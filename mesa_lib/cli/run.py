@@ -27,7 +27,9 @@ def add(commands) -> None:
     again = commands.add_parser("refresh", help="execute notebooks in place with their defaults (maintainers)")
     again.add_argument("names", nargs="*", help="default: all")
     again.set_defaults(function=refresh)
-    tables = commands.add_parser("tables", help="write tables and figure into the README (maintainers)")
+    tables = commands.add_parser(
+        "tables", help="write the tables of docs/results.md and the README, and the README's figure (maintainers)"
+    )
     tables.set_defaults(function=write_tables)
     # whatever options follow, they are refused in one message: no text begins with this prefix
     repeat = commands.add_parser(
@@ -99,11 +101,18 @@ def refresh(a: argparse.Namespace) -> int:
 
 
 def write_tables(a: argparse.Namespace) -> int:
-    """Write the README's tables and figure."""
-    from mesa_lib.reporting.tables import readme
+    """Write the tables of docs/results.md and of the README, and the README's figure."""
+    from mesa_lib.reporting import plots
+    from mesa_lib.reporting.tables import readme, summary
 
-    readme.into_readme()
-    readme.picture()
+    root = paths.repository("tables")
+    readme.fill_page(root / "docs" / "results.md", lambda name, content: readme.markdown(content))
+    readme.fill_page(root / "README.md", lambda name, content: summary.markdown(content))
+    attacks = summary.by_attack(results.load_content(summary.RESULT)).items()
+    rows = {title: {model: summary.measured(runs, model) for model in summary.ROWS} for title, runs in attacks}
+    plots.theme()
+    figure = plots.before_and_after(rows, summary.ROWS, summary.MESSAGE)
+    figure.savefig(root / "results" / "before-after.png", dpi=150, metadata={"Software": None})
     return 0
 
 

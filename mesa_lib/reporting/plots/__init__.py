@@ -23,6 +23,7 @@ from mesa_lib.reporting.plots.distribution import (
     success_histogram,
     toy_staircase,
 )
+from mesa_lib.reporting.plots.readme import before_and_after
 from mesa_lib.reporting.plots.repair import (
     CHECKS,
     asr_by_control,
@@ -42,6 +43,7 @@ __all__ = [
     "asr_by_control",
     "asr_by_task",
     "asr_by_trigger",
+    "before_and_after",
     "distribution_map",
     "distribution_maps",
     "embed",

@@ -1,13 +1,10 @@
-"""The README's tables: the published results of a sweep over seeds (and triggers) as markdown, and the README's figure.
+"""The tables of docs/results.md: the published results of a sweep, over seeds and triggers, as markdown.
 
 All functions take the runs of a sweep through the repair (`experiments.results.load_runs`).
 """
 
-import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import nbformat
 
 from mesa_lib.evaluation import intervals
 from mesa_lib.experiments.results import load_content
@@ -21,7 +18,7 @@ BASELINE = "single inversion"
 
 
 def markdown(content: dict) -> str:
-    """Return the README's table of a published sweep, followed by what it was made with and what it shows.
+    """Return the table of a published sweep, then how it was made and what else was measured.
 
     One row per model, mean ± standard deviation over all runs; then one row per trigger, if there are several. MESA in
     rounds has a row only where a run had a second round: elsewhere it is MESA's. Several attacks have a table each.
@@ -40,10 +37,17 @@ def _markdown(runs: Sequence[dict]) -> str:
     triggers = list(dict.fromkeys(run["trigger"] for run in runs))
     lines = model_table(runs, rows)
     lines += trigger_table(runs, rows, triggers) if len(triggers) > 1 else []
-    lines += ["", changes(runs)] if len(runs) > 1 else []
-    lines += ["", caption(runs, triggers), "", samples_line(runs), "", rounds_line(runs)]
+    return "\n".join([*lines, "", *details(runs, triggers)])
+
+
+def details(runs: Sequence[dict], triggers: Sequence[str]) -> list[str]:
+    """Return the table below the results: one row per fact about the runs, their samples and their repair rounds."""
+    rows = provenance(runs, triggers)
+    rows |= changes(runs) if len(runs) > 1 else {}
+    rows |= samples(runs) | {"repair rounds": rounds_line(runs)}
     failed = failures(runs)
-    return "\n".join([*lines, "", failed] if failed else lines)
+    rows |= {"reported as failed": failed} if failed else {}
+    return ["| detail | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
 
 
 def failures(runs: Sequence[dict]) -> str:
@@ -55,7 +59,7 @@ def failures(runs: Sequence[dict]) -> str:
                 counts[row["model"]] = counts.get(row["model"], 0) + 1
     parts = [f"{model} in {count} of {len(runs)} runs" for model, count in counts.items()]
     why = "the triggers stamped do not succeed on clean images, or the residual check still finds one"
-    return f"Reported as failed by the result itself ({why}): {', '.join(parts)}." if parts else ""
+    return f"{', '.join(parts)} ({why})" if parts else ""
 
 
 def model_names(runs: Sequence[dict]) -> list[str]:
@@ -107,41 +111,45 @@ def trigger_table(runs: Sequence[dict], names: Sequence[str], triggers: Sequence
     return lines
 
 
-def caption(runs: Sequence[dict], triggers: Sequence[str]) -> str:
-    """Return what the table shows and what it was made with: n, data, triggers, seeds, machine, seconds."""
+def provenance(runs: Sequence[dict], triggers: Sequence[str]) -> dict[str, str]:
+    """Return what the table shows and how its runs were made: n, data, triggers, seeds, machine, seconds."""
     p, made = runs[0]["params"], runs[0]["made"]
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     counts = sorted({str(run["made"]["threads"]) for run in runs})
     threads = " or ".join(counts) + (" thread" if counts == ["1"] else " threads")
     seconds = {k: intervals.mean_std(run["seconds"][k] for run in runs)[0] for k in runs[0]["seconds"]}
-    spent = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    over = f"Mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else "One run (95% CI in brackets)"
+    over = f"mean ± standard deviation over {len(runs)} runs" if len(runs) > 1 else "one run, 95% CI in brackets"
     repeats = len(rates(runs[0], BASELINE))
-    return (
-        f"{over}, with {repeats} repeat{'s' * (repeats != 1)} of the single inversion in each. "
-        f"{p['dataset']}, {', '.join(f'`{trigger}`' for trigger in triggers)}, target {p['target']}, seeds {seeds}; "
-        f"{made['device']} ({made['device_name']}, {threads}), torch {made['torch']}; {spent}."
-    )
+    return {
+        "values": f"{over}; {repeats} repeat{'s' * (repeats != 1)} of the single inversion in each",
+        "data, target": f"{p['dataset']}, {p['target']}",
+        "triggers": ", ".join(f"`{trigger}`" for trigger in triggers),
+        "seeds": seeds,
+        "machine": f"{made['device']} ({made['device_name']}, {threads}), torch {made['torch']}",
+        "seconds": ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()),
+    }
 
 
-def changes(runs: Sequence[dict]) -> str:
-    """Return what MESA leaves, against never-attacked models and the ideal repair, and what it costs."""
+def changes(runs: Sequence[dict]) -> dict[str, str]:
+    """Return what MESA leaves, against never-attacked models and the ideal repair, and what it costs: in points."""
 
     def points(measure: str, other: str, worst: Callable, model: str = "MESA") -> str:
         differences = [rates(run, model, measure)[0] - rates(run, other, measure)[0] for run in runs]
-        return f"{intervals.mean_std(differences)[0]:+.1f} (worst {worst(differences):+.1f})"
+        return f"{intervals.mean_std(differences)[0]:+.1f} (worst {worst(differences):+.1f}) points"
 
-    return (
-        f"In percentage points, mean (worst run): ASR after MESA {points('asr', 'clean model', max)} against the "
-        f"clean-model ASR, {points('asr', 'clean model, repaired', max)} against the clean model after MESA's repair, "
-        f"{points('asr', 'ideal', max)} against ideal. Clean accuracy {points('clean_accuracy', 'attacked', min)} "
-        f"against the attacked model, recall of the target class {points('target_recall', 'attacked', min)}; the ideal "
-        f"repair {points('clean_accuracy', 'attacked', min, 'ideal')} and "
-        f"{points('target_recall', 'attacked', min, 'ideal')}."
-    )
+    after, cost = "ASR after MESA, against the", "against the attacked model"
+    return {
+        f"{after} clean-model ASR": points("asr", "clean model", max),
+        f"{after} repaired clean model": points("asr", "clean model, repaired", max),
+        f"{after} ideal repair": points("asr", "ideal", max),
+        f"clean accuracy after MESA, {cost}": points("clean_accuracy", "attacked", min),
+        f"recall of the target class after MESA, {cost}": points("target_recall", "attacked", min),
+        f"clean accuracy after the ideal repair, {cost}": points("clean_accuracy", "attacked", min, "ideal"),
+        f"recall of the target class after the ideal repair, {cost}": points("target_recall", "attacked", min, "ideal"),
+    }
 
 
-def samples_line(runs: Sequence[dict]) -> str:
+def samples(runs: Sequence[dict]) -> dict[str, str]:
     """Return how the samples of the highest level do, and those of this level modeled without the entropy term."""
     top = max((name for name in runs[0]["samples"] if name.startswith("beta ")), key=lambda name: float(name[5:]))
 
@@ -149,19 +157,20 @@ def samples_line(runs: Sequence[dict]) -> str:
         mean, spread = intervals.mean_std(scale * run["samples"][name][measure] for run in runs)
         return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(runs) > 1 else "") + unit
 
-    titles = {top: f"Samples of MESA, {top}"}
+    titles = {top: f"samples of MESA, {top}"}
     if all("alpha 0" in run["samples"] for run in runs):
-        titles["alpha 0"] = "the same level with alpha 0"
-    parts = [
-        f"{title}: ASR {over_runs(name, 'asr', 100, 1, '%')}, mutual information {over_runs(name, 'information')} "
+        titles["alpha 0"] = f"samples of MESA, {top}, alpha 0"
+    rows = {
+        title: f"ASR {over_runs(name, 'asr', 100, 1, '%')}, mutual information {over_runs(name, 'information')} "
         f"nats, mean distance {over_runs(name, 'distance', 1, 3)}"
         for name, title in titles.items()
-    ]
+    }
     if "alpha 0" in titles:
         ratios = [run["samples"][top]["distance"] / run["samples"]["alpha 0"]["distance"] for run in runs]
         mean, spread = intervals.mean_std(ratios)
-        parts.append(f"ratio of distances {mean:.2f}" + (f" ± {spread:.2f}" if len(runs) > 1 else ""))
-    return "; ".join(parts) + "."
+        ratio = f"{mean:.2f}" + (f" ± {spread:.2f}" if len(runs) > 1 else "")
+        rows["mean distance, with against without entropy"] = f"ratio {ratio}"
+    return rows
 
 
 def rounds_line(runs: Sequence[dict]) -> str:
@@ -185,31 +194,18 @@ def rounds_line(runs: Sequence[dict]) -> str:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def into_readme(readme: Path | None = None, table: Callable[[str, dict], str] | None = None) -> None:
-    """Write the tables of results/*.json between their markers in the README: `<!-- table NAME -->`.
+def fill_page(page: Path, table: Callable[[str, dict], str]) -> None:
+    """Write the tables of results/*.json between their markers in a page: `<!-- table NAME -->`.
 
     Args:
-        readme: the file; default the repository's README.md.
-        table: name and content of a result file -> its markdown; default `markdown`, for published sweeps.
+        page: a markdown file.
+        table: name and content of a result file -> its markdown.
     """
-    repository = paths.repository("the README's tables")
-    readme = readme or repository / "README.md"
-    table = table or (lambda name, content: markdown(content))
-    text = readme.read_text()
-    for file in sorted((repository / "results").glob("*.json")):
+    text = page.read_text()
+    for file in sorted((paths.repository("tables") / "results").glob("*.json")):
         start, end = f"<!-- table {file.stem} -->", f"<!-- end {file.stem} -->"
         if start in text and end in text:
             head, _, rest = text.partition(start)
             body = table(file.stem, load_content(file.stem))
             text = head + start + "\n" + body + "\n" + end + rest.partition(end)[2]
-    readme.write_text(text)
-
-
-def picture(target: Path | None = None) -> None:
-    """Write the README's figure: the t-SNE panels as notebook 03 shows them."""
-    repository = paths.repository("the README's figure")
-    target = target or repository / "results" / "picture.png"
-    book = nbformat.read(repository / "notebooks" / "03_visualizing.ipynb", 4)
-    (cell,) = [c for c in book.cells if c.cell_type == "code" and 'method="t-sne"' in c.source]
-    (png,) = [o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {})]
-    target.write_bytes(base64.b64decode(png))
+    page.write_text(text)
