@@ -1,4 +1,4 @@
-# Every target is also printed in the README as plain commands.
+# Every target is also printed in docs/development.md as plain commands.
 PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # JOBS files at a time, one thread each; what is trained is kept in .test-store/ until the sources change
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --nbval
 
-.PHONY: run test test-all lab install notebooks assignments
+.PHONY: run test test-all lab book install notebooks assignments
 
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
@@ -23,6 +23,9 @@ test-all: test  ## also the long tests: detection statistics, hostile input at f
 
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+book: $(INSTALLED)  ## the documentation and the notebooks as a website: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
 
 notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 	$(BIN)/python -m mesa_lib refresh
