@@ -48,6 +48,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 default_role = "code"  # `name` in a docstring
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+viewcode_follow_imported_members = False  # a name belongs to the module that the page documents
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
