@@ -1,1 +1,1 @@
-"""Tables: of the paper, of the benchmark, and those of the README."""
+"""Tables: of the paper, of the benchmark, of docs/results.md and of the README."""
