@@ -123,3 +123,19 @@ def test_every_public_function_of_a_module_is_on_the_facade():
         ]
         public = {name for name in functions if not name.startswith("_")}
         assert public <= set(plots.__all__), module.__name__
+
+
+def test_points_by_repair_has_one_row_a_repair_and_one_point_a_model():
+    values = {"one": {"patch": [0.3, 99.0], "blended": [100.0]}, "two": {"patch": [5.0]}}
+    figure = plots.points_by_repair(values, "ASR (%)", "title", line=0.5)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    assert [len(dots.get_offsets()) for dots in axis.collections] == [3, 1]
+    assert axis.get_xscale() == "symlog" and axis.get_title(loc="left") == "title"
+    assert plots.points_by_repair(values, "points", "", symlog=False).axes[0].get_xscale() == "linear"
+
+
+def test_a_compact_figure_has_150_dpi_and_a_palette():
+    figure = plots.points_by_repair({"one": {"patch": [0.3]}}, "ASR (%)", "title")
+    picture = Image.open(BytesIO(plots.compact_png(figure)))
+    assert picture.mode == "P" and picture.width > 1000

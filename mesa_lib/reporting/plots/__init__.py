@@ -6,11 +6,13 @@
 from mesa_lib.reporting.plots.benchmark import (
     heatmap,
     matrices,
+    points_by_repair,
     pruning_curves,
     score_histograms,
     scores_by_class,
     scores_by_model,
 )
+from mesa_lib.reporting.plots.compact import compact, compact_png
 from mesa_lib.reporting.plots.distribution import (
     MARKS,
     distribution_map,
@@ -44,6 +46,8 @@ __all__ = [
     "asr_by_task",
     "asr_by_trigger",
     "before_and_after",
+    "compact",
+    "compact_png",
     "distribution_map",
     "distribution_maps",
     "embed",
@@ -55,6 +59,7 @@ __all__ = [
     "mine_curves",
     "modeling_curves",
     "parameter_sweep",
+    "points_by_repair",
     "pruning_curves",
     "repair_rounds",
     "score_histograms",

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
-from mesa_lib.reporting.plots.style import COLORS, panels, spread
+from mesa_lib.reporting.plots.style import COLORS, PERCENT_TICKS, panels, spread
 
 
 def _group_color(group: str) -> str:
@@ -139,6 +139,42 @@ def scores_by_model(
         axis.set_title(name, fontsize=10)
         axis.grid(axis="x", visible=False)
     figure.suptitle(title)
+    return figure
+
+
+# --- repairs ---------------------------------------------------------------------------------------------
+
+
+def points_by_repair(
+    values: dict[str, dict[str, Sequence[float]]], xlabel: str, title: str, *, symlog: bool = True, line: float = 0
+) -> Figure:
+    """Return one row a repair and one point a model, colored by attacker.
+
+    Args:
+        values: repair -> attacker -> percentages or percentage points, one per model; an attacker may be missing.
+        xlabel, title: of the figure.
+        symlog: an axis of percentages, linear below five and logarithmic above; else a linear one.
+        line: where a dashed vertical line is drawn.
+    """
+    attackers = list(dict.fromkeys(name for row in values.values() for name in row))
+    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.36 * len(values)))
+    palette, marks = sns.color_palette("colorblind", len(attackers)), "osD^vPX*"
+    for k, (attacker, shift) in enumerate(zip(attackers, spread(len(attackers), 0.28), strict=True)):
+        found = [(x, y + shift) for y, row in enumerate(values.values()) for x in row.get(attacker, ())]
+        xs, ys = zip(*found, strict=True)
+        axis.scatter(xs, ys, s=34, color=palette[k], marker=marks[k % len(marks)], label=attacker, alpha=0.85, zorder=3)
+    for y in range(len(values) - 1):
+        axis.axhline(y + 0.5, color="0.85", linewidth=0.8)
+    axis.axvline(line, color="0.3", linestyle="--", linewidth=1)
+    if symlog:
+        axis.set_xscale("symlog", linthresh=5, linscale=1.5)
+        axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)))
+        axis.set_xlim(-0.3, 130)
+        axis.minorticks_off()
+    axis.set(yticks=range(len(values)), yticklabels=list(values), ylim=(len(values) - 0.5, -0.5), xlabel=xlabel)
+    axis.set_title(title, fontsize=12, loc="left")
+    axis.grid(axis="y", visible=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
