@@ -1,5 +1,7 @@
 """The figures: what is in them (axes, labels, artists), never pixels."""
 
+from io import BytesIO
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -7,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 
 from mesa_lib import mine, staircase
 from mesa_lib.evaluation import intervals
