@@ -32,6 +32,15 @@ def target_recall(model: nn.Module, images: Tensor, labels: Tensor, target: int,
     return proportion(predict(model, images[chosen.to(images.device)], precision) == target)
 
 
+def asr_of_predictions(predictions: Tensor, labels: Tensor, target: int) -> float:
+    """Return the ASR from the predicted classes (N,) of triggered images and their true labels (N,).
+
+    Images of the target class are left out: that they are classified as it proves nothing.
+    """
+    others = labels != target
+    return float((predictions[others] == target).float().mean())
+
+
 def attack_success(
     model: nn.Module,
     images: Tensor,
