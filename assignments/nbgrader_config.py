@@ -6,7 +6,7 @@ import sys
 # nbgrader calls alembic by name, which is found only where the environment was activated; it lies beside this Python.
 os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
 # nbgrader gives no points to a graded cell that writes to stderr: no progress bars there, and no warnings.
-os.environ |= {"MESA_BATCH": "1", "PYTHONWARNINGS": "ignore"}
+os.environ |= {"MESA_BATCH": "1", "PYTHONWARNINGS": "ignore", "TQDM_DISABLE": "1"}
 
 c = get_config()  # noqa: F821 (given by nbgrader)
 c.CourseDirectory.course_id = "mesa"

@@ -62,4 +62,3 @@ class HandIns:
                     self.execute(cell, changed.get(cell, source))
                     stale |= bound
         return {cell: error for cell, error in self.failed.items() if cell in self.graded}
-

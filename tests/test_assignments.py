@@ -1,7 +1,8 @@
 """The problem sets: full marks for the instructor's copies, none for untouched ones, mistakes cost their points.
 
-Graded by nbgrader itself, as an instructor would. All sets share one store, so that models which students do not train
-are trained once. Each set is a group of its own for xdist.
+nbgrader itself grades four hand-ins of each set, as an instructor would. All other mistakes and right solutions run in
+this process (`hand_ins`), which is some twenty times as fast. All sets share one store, so that models which students do
+not train are trained once.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from hand_ins import HandIns
 from traitlets.config import Config, PyFileConfigLoader
 
 from mesa_lib.store import paths
@@ -19,6 +21,8 @@ from mesa_lib.store import paths
 ASSIGNMENTS = paths.root() / "assignments"
 SETS = sorted(folder.name for folder in (ASSIGNMENTS / "source").iterdir() if folder.is_dir())
 MISTAKES = yaml.safe_load((ASSIGNMENTS / "mistakes.yaml").read_text())
+RIGHT = yaml.safe_load((ASSIGNMENTS / "right.yaml").read_text())
+GRADED_TOGETHER = 3  # mistakes of a set that nbgrader grades in one hand-in
 SOLUTION = re.compile(r"^ *### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION\n?", re.M | re.S)
 
 
@@ -32,9 +36,17 @@ def source(name):
 
 
 def points(book) -> dict[str, float]:
-    """Graded cell -> points."""
+    """Cell of tests -> points; answers that are graded by hand have points, too, but are no tests."""
     cells = [cell.metadata.get("nbgrader", {}) for cell in book.cells]
-    return {cell["grade_id"]: cell["points"] for cell in cells if cell.get("grade")}
+    return {cell["grade_id"]: cell["points"] for cell in cells if cell.get("grade") and not cell["solution"]}
+
+
+def with_mistake(cell: str, mistake: dict) -> str:
+    """The source of a solution cell with a mistake in it, or with another solution."""
+    if "code" in mistake:
+        return mistake["code"]
+    assert cell.count(mistake["right"]) == 1, mistake["what"]
+    return cell.replace(mistake["right"], mistake["wrong"])
 
 
 class Course:
@@ -65,11 +77,21 @@ class Course:
         nbformat.write(book, folder / f"{name}.ipynb")
         with pytest.MonkeyPatch.context() as patch:  # as at a desk: bars, unless the settings say no
             patch.delenv("PYTEST_CURRENT_TEST", raising=False)
+            patch.delenv("MESA_BATCH", raising=False)
+            Config(PyFileConfigLoader("nbgrader_config.py", path=str(self.where)).load_config())
             graded = self.api.autograde(name, student, force=True, create=True)
         assert graded["success"], graded["log"]
         with self.api.gradebook as gradebook:
             (submitted,) = gradebook.find_submission(name, student).notebooks
-            return {grade.name: grade.score for grade in submitted.grades}
+            tests = points(source(name))
+            return {grade.name: grade.score for grade in submitted.grades if grade.name in tests}
+
+    def warned(self, name, student) -> list[str]:
+        """Graded cells of a hand-in that wrote to stderr: nbgrader gives them no points."""
+        graded = nbformat.read(self.where / "autograded" / student / name / f"{name}.ipynb", 4)
+        return [
+            cell.id for cell in graded.cells for output in cell.get("outputs", []) if output.get("name") == "stderr"
+        ]
 
     def errors(self, name, student) -> dict[str, str]:
         """Cell -> error message in a graded submission."""
@@ -132,21 +154,25 @@ def test_the_sets_are_those_that_are_described():
     assert len(SETS) == 4 == len(MISTAKES) and set(MISTAKES) == set(SETS)
     page = (ASSIGNMENTS / "README.md").read_text()
     assert all(name in page for name in SETS)
-    assert all(len(mistakes) == 3 for mistakes in MISTAKES.values())
+    assert set(RIGHT) == set(SETS)
+    assert all(len(mistakes) >= 10 for mistakes in MISTAKES.values())
+    assert all(len(solutions) >= 10 for solutions in RIGHT.values())
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_mistakes_of_a_set_do_not_touch_each_other(name):
+def test_the_mistakes_that_are_graded_together_do_not_touch_each_other(name):
     cells = {cell.id: cell.source for cell in source(name).cells}
-    lines, costs = [], []
-    for mistake in MISTAKES[name]:
-        before, *after = cells[mistake["cell"]].split(mistake["right"])
-        assert len(after) == 1, mistake["what"]
-        lines.append((mistake["cell"], before.count("\n")))
-        costs += mistake["costs"]
-        ((part, cost),) = mistake["costs"].items()
-        assert points(source(name))[part] == cost and mistake["message"] in cells[part], mistake["what"]
-    assert len(set(lines)) == len(set(costs)) == len(MISTAKES[name])
+    together = MISTAKES[name][:GRADED_TOGETHER]
+    lines = {(mistake["cell"], cells[mistake["cell"]].split(mistake["right"])[0].count("\n")) for mistake in together}
+    costs = [part for mistake in together for part in mistake["costs"]]
+    assert len(lines) == len(set(costs)) == len(costs) == len(together)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_has_twenty_points_by_tests_and_four_by_hand(name):
+    cells = [cell.metadata.get("nbgrader", {}) for cell in source(name).cells]
+    by_hand = [cell["points"] for cell in cells if cell.get("grade") and cell["solution"]]
+    assert sum(points(source(name)).values()) == 20 and by_hand == [4]
 
 
 # --- what is graded --------------------------------------------------------------------------------------
@@ -155,6 +181,7 @@ def test_the_mistakes_of_a_set_do_not_touch_each_other(name):
 @each_set
 def test_the_instructors_copy_scores_full_marks(course, name):
     assert course.scores(name, "full", source(name)) == points(source(name))
+    assert not course.warned(name, "full")
 
 
 @each_set
@@ -164,15 +191,31 @@ def test_the_untouched_copy_scores_nothing(course, name):
 
 
 @each_set
-def test_mistakes_cost_exactly_their_points(course, name):
-    book = source(name)
-    for mistake in MISTAKES[name]:
+def test_nbgrader_takes_the_points_of_three_mistakes_and_no_others(course, name):
+    book, mistakes = source(name), MISTAKES[name][:GRADED_TOGETHER]
+    for mistake in mistakes:
         (cell,) = [cell for cell in book.cells if cell.id == mistake["cell"]]
-        cell.source = cell.source.replace(mistake["right"], mistake["wrong"])
+        cell.source = with_mistake(cell.source, mistake)
     book.cells = [cell for cell in book.cells if cell.metadata.get("nbgrader")]  # pictures cost time, and no points
     scores = course.scores(name, "mistakes", book)
     lost = {part: full - scores[part] for part, full in points(book).items() if scores[part] != full}
-    assert lost == {part: cost for mistake in MISTAKES[name] for part, cost in mistake["costs"].items()}
+    assert lost == {part: cost for mistake in mistakes for part, cost in mistake["costs"].items()}
     errors = course.errors(name, "mistakes")
-    messages = {part: mistake["message"] for mistake in MISTAKES[name] for part in mistake["costs"]}
+    messages = {part: mistake["message"] for mistake in mistakes for part in mistake["costs"]}
     assert set(errors) == set(lost) and all(messages[part] in errors[part] for part in lost), errors
+
+
+@each_set
+def test_each_mistake_costs_its_points_and_right_solutions_cost_none(course, name):
+    book = source(name)
+    hand_ins, worth = HandIns(book), points(book)
+    assert not hand_ins.failed
+    for mistake in MISTAKES[name]:
+        cell = mistake["cell"]
+        errors = hand_ins.run({cell: with_mistake(hand_ins.cells[cell], mistake)})
+        assert {part: worth[part] for part in errors} == mistake["costs"], (mistake["what"], errors)
+        assert any(mistake["message"] in error for error in errors.values()), (mistake["what"], errors)
+    for right in RIGHT[name]:
+        assert not hand_ins.run({right["cell"]: right["code"]}), right["what"]
+    several = {right["cell"]: right["code"] for right in RIGHT[name]}  # one of each cell, all in one hand-in
+    assert not hand_ins.run(several)
