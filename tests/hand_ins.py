@@ -1,4 +1,4 @@
-"""Run changed copies of a problem set in this process: one namespace a set, and only the cells that a change reaches."""
+"""Run changed copies of a problem set in this process: one namespace a set, only the cells that a change reaches."""
 
 import copy
 import symtable
