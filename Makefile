@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP_ARGS ?=
 JOBS ?= 2
+VARIANT ?= 0
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # JOBS files at a time, one thread each; what is trained is kept in .test-store/ until the sources change
@@ -30,8 +31,10 @@ book: $(INSTALLED)  ## the documentation and the notebooks as a website: docs/_b
 notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 	$(BIN)/python -m mesa_lib refresh
 
-assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/
-	cd assignments && for set in source/*/; do \
+assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/; VARIANT=7: with other numbers
+	rm -rf assignments/variant/source && mkdir -p assignments/variant && cp assignments/nbgrader_config.py assignments/variant
+	$(BIN)/python assignments/variant.py $(VARIANT) assignments/variant/source
+	cd assignments$(if $(filter-out 0,$(VARIANT)),/variant) && for set in source/*/; do \
 	  $(abspath $(BIN))/nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
 
 install: $(INSTALLED)

@@ -1,8 +1,7 @@
 """The problem sets: full marks for the instructor's copies, none for untouched ones, mistakes cost their points.
 
-nbgrader grades three hand-ins of each set, as an instructor would. All mistakes and right solutions also run in this
-process (`hand_ins`), some twenty times as fast. All sets share one store, so that models which students do not train are
-trained once.
+nbgrader grades three hand-ins of each set, as an instructor would. All mistakes and right solutions also run in
+this process (`hand_ins`), some twenty times as fast. All sets share one store: models are trained once.
 """
 
 import os
