@@ -1,7 +1,7 @@
 """Write the sources of one variant of the problem sets: `python variant.py 7 FOLDER`.
 
-`make assignments VARIANT=7` calls it. A set reads its trigger, class, seeds and numbers from its first code cell. The tests compute what they compare with from
-the same cell. Equal numbers give equal variants; variant 0 is the sets as they are in `source/`.
+`make assignments VARIANT=7` calls this. A set reads its trigger, class, seeds and numbers from its first code cell, and
+its tests compute what they compare with from the same cell. Variant 0 is the sets as they are in `source/`.
 """
 
 import random

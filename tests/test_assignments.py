@@ -7,6 +7,7 @@ this process (`hand_ins`), some twenty times as fast. All sets share one store: 
 import os
 import re
 import shutil
+from importlib import util
 from pathlib import Path
 
 import nbformat
@@ -54,7 +55,7 @@ class Course:
     def __init__(self, where):
         from nbgrader.apps import NbGraderAPI
 
-        shutil.copytree(ASSIGNMENTS, where, ignore=shutil.ignore_patterns("release", "*.db"))
+        shutil.copytree(ASSIGNMENTS, where, ignore=shutil.ignore_patterns("release", "variant", "*.db"))
         config = Config(PyFileConfigLoader("nbgrader_config.py", path=str(where)).load_config())
         config.CourseDirectory.root = str(where)
         self.where, self.api = where, NbGraderAPI(config=config)
@@ -218,3 +219,52 @@ def test_each_mistake_costs_its_points_and_right_solutions_cost_none(course, nam
         assert not hand_ins.run({right["cell"]: right["code"]}), right["what"]
     several = {right["cell"]: right["code"] for right in RIGHT[name]}  # one of each cell, all in one hand-in
     assert not hand_ins.run(several)
+
+
+# --- variants --------------------------------------------------------------------------------------------
+
+#: (set, solution cell, what is computed, a number of the set as it is in source/)
+FOREIGN = (
+    (
+        "ps1_planting",
+        "ps1-locations",
+        "possible_locations = (IMAGE[0] - PATCH[0] + 1) * (IMAGE[1] - PATCH[1] + 1)",
+        "1080",
+    ),
+    ("ps2_mine", "ps2-spread", "apart_with, apart_without = apart[0.1], apart[0.0]", "0.18343, 0.05332"),
+    ("ps3_staircase", "ps3-even", "break_even = (0.9 - 0.10) / (MUCH - LITTLE)", "0.28369"),
+    (
+        "ps4_repair",
+        "ps4-paired",
+        'compared = paired(seeds["random uniform"], seeds["MESA"], T_QUANTILE)',
+        "2.77, -4.767, 10.307",
+    ),
+)
+
+
+def variants():
+    """The script that writes the variants, as a module."""
+    spec = util.spec_from_file_location("variant", ASSIGNMENTS / "variant.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_variant_changes_numbers_in_the_first_cell_and_nothing_else(tmp_path):
+    for path in variants().write(0, tmp_path / "0"):
+        assert nbformat.read(path, 4) == source(path.stem)
+    for path in variants().write(7, tmp_path / "7"):
+        pairs = zip(nbformat.read(path, 4).cells, source(path.stem).cells, strict=True)
+        assert [a.id for a, b in pairs if a.source != b.source] == [path.stem.split("_")[0] + "-variant"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("variant", [1, 2, 7])
+def test_solved_variants_lose_nothing_and_numbers_of_the_source_cost_points(course, tmp_path, variant):
+    books = {path.stem: nbformat.read(path, 4) for path in variants().write(variant, tmp_path)}
+    for name, cell, right, number in FOREIGN:
+        hand_ins = HandIns(books[name])
+        assert not hand_ins.failed, name
+        assert right in hand_ins.cells[cell]
+        foreign = hand_ins.cells[cell].replace(right, f"{right}\n{right.split(' = ')[0]} = {number}")
+        assert set(hand_ins.run({cell: foreign})) == {f"{cell}-test"}, name
