@@ -114,7 +114,11 @@ def test_the_students_copy_holds_no_solution_and_no_output(course, name):
     text = "\n".join(cell.source for cell in book.cells)
     assert "### BEGIN" not in text and "HIDDEN" not in text
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
-    stubs = [cell.source for cell in book.cells if cell.metadata.get("nbgrader", {}).get("solution")]
+    stubs = [
+        cell.source
+        for cell in book.cells
+        if cell.cell_type == "code" and cell.metadata.get("nbgrader", {}).get("solution")
+    ]
     assert stubs and all("raise NotImplementedError()" in stub for stub in stubs)
     for cell in instructors.cells:
         for solution in SOLUTION.findall(cell.source):
