@@ -194,7 +194,7 @@ def test_the_untouched_copy_scores_nothing(course, name):
     assert set(scores) == set(points(source(name))) and not any(scores.values())
 
 
-@each_set
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name != "ps2_mine")) for name in SETS])
 def test_nbgrader_takes_the_points_of_three_mistakes_and_no_others(course, name):
     book, mistakes = source(name), MISTAKES[name][:GRADED_TOGETHER]
     for mistake in mistakes:
