@@ -40,9 +40,24 @@ def test_training_curves_show_every_history():
     assert [line.get_color() for line in figure.axes[0].lines] == [plots.COLORS[n] for n in ("clean model", "attacked")]
 
 
+def test_a_close_up_shows_the_window_of_the_trigger_and_stays_in_the_image():
+    figure = plots.close_ups(torch.rand(2, 3, 20, 20), torch.tensor([[0, 0], [8, 9]]), (3, 3), "a sentence")
+    corner, inside = figure.axes[2:]
+    assert corner.get_xlim() == (-0.5, 10.5) and corner.get_ylim() == (10.5, -0.5)
+    assert inside.get_xlim() == (4.5, 15.5) and inside.get_ylim() == (14.5, 3.5)
+    assert [p.get_xy() for p in inside.patches] == [(8.5, 7.5)]
+
+
+def test_ranked_triggers_stand_in_the_order_of_the_first_model():
+    figure = plots.ranked_asr({"attacked": [10, 90, 50], "other": [1, 2, 3]}, ["a", "b", "c"], "a sentence")
+    (axis,) = figure.axes
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["b", "c", "a"]
+    assert [list(line.get_ydata()) for line in axis.lines[:2]] == [[90, 50, 10], [2, 3, 1]]
+
+
 def test_mine_curves_end_near_a_dashed_line():
     figure = plots.mine_curves({0.5: (0.14, [0.1] * 80)}, {0.5: mine.gaussian_information(0.5)})
-    curve, truth = figure.axes[0].lines
+    curve, truth, _ = figure.axes[0].lines
     assert truth.get_linestyle() == "--" and truth.get_ydata()[0] == pytest.approx(0.1438, abs=1e-3)
     assert len(curve.get_xdata()) == 31
 
@@ -51,7 +66,8 @@ def test_a_map_has_groups_and_marks():
     groups = {"a": torch.rand(20, 3, 2, 2), "b": torch.rand(20, 3, 2, 2)}
     figure = plots.distribution_map(groups, {"original": torch.zeros(3, 2, 2)}, method="pca")
     (axis,) = figure.axes
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["a", "b", "original"]
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["a", "b", "original"]
+    assert "of the variance" in axis.get_xlabel() and axis.get_aspect() == 1
 
 
 def test_maps_in_a_row_share_one_embedding_or_have_their_own():
@@ -79,9 +95,12 @@ def test_controls_show_rate_and_interval():
     clean = intervals.proportion(torch.tensor([False, True, False, True, True]))
     models = ("clean model", "attacked", "MESA", "clean model, repaired")
     rows = [{"model": m, "asr": clean if m == models[0] else one_of_four} for m in models]
-    figure = plots.asr_by_control({"patch": rows})
+    figure = plots.asr_by_control({"patch": rows}, "a sentence")
     (axis,) = figure.axes
-    assert [round(bar.get_width(), 3) for bar in axis.patches] == [60.0, 25.0, 25.0, 25.0]
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [round(float(dot.get_xdata()[0]), 3) for dot in dots] == [60.0, 25.0, 25.0, 25.0]
+    bars = [line.get_xdata() for line in axis.lines if line.get_linewidth() == 3]
+    assert [list(bar) for bar in bars] == [[100 * row["asr"]["low"], 100 * row["asr"]["high"]] for row in rows]
     assert [t.get_text() for t in axis.get_yticklabels()] == list(models)
     assert [t.get_text() for t in axis.texts] == ["60.0", "25.0", "25.0", "25.0"]
     (line,) = [line for line in axis.lines if line.get_linestyle() == ":"]
@@ -101,8 +120,7 @@ def test_the_other_figures_take_what_the_library_makes():
     assert len(plots.modeling_curves(fitted.levels).axes) == 3
     toy = plots.toy_staircase(torch.rand(10, 10), {"level": fitted.sample(5, torch.Generator().manual_seed(0))})
     assert len(toy.axes) == 2
-    histogram = plots.success_histogram({"a": torch.rand(10), "b": torch.rand(10)})
-    assert len(histogram.axes[0].patches) >= 2
+    assert len(plots.success_ecdf({"a": torch.rand(10), "b": torch.rand(10)}).axes[0].lines) == 2
     assert plots.location_heatmap(torch.rand(5, 5), "locations").axes[0].get_title() == "locations"
 
 

@@ -30,3 +30,10 @@ def test_a_spread_of_equal_rates_is_one_figure():
 
 def test_names_are_listed_as_in_a_sentence():
     assert [prose.listed(names) for names in ([], "a", "ab", "abc")] == ["none", "a", "a and b", "a, b and c"]
+
+
+def test_a_rate_is_shown_with_its_interval_and_is_not_ranked_where_intervals_overlap():
+    low, high = {"rate": 0.003, "low": 0.0, "high": 0.015}, {"rate": 0.025, "low": 0.013, "high": 0.046}
+    assert prose.rate(low) == "0.3% (95% CI 0.0–1.5%)"
+    assert prose.overlap(low, high) and prose.overlap(high, low)
+    assert not prose.overlap(low, high | {"low": 0.016})

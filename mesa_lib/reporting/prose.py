@@ -37,3 +37,13 @@ def listed(names: Iterable[str]) -> str:
     """Return names as a list in a sentence: `a`, `a and b`, `a, b and c`; `none` without any."""
     *first, last = list(names) or ["none"]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def rate(measured: dict, digits: int = 1) -> str:
+    """Return a rate (`intervals.proportion`) with its interval: `0.3% (95% CI 0.0–1.5%)`."""
+    return f"{percent(measured['rate'], digits)} (95% CI {spread((measured['low'], measured['high']), digits)})"
+
+
+def overlap(one: dict, other: dict) -> bool:
+    """Return whether the intervals of two rates (`intervals.proportion`) overlap: then no sentence ranks the two."""
+    return one["low"] <= other["high"] and other["low"] <= one["high"]

@@ -22,7 +22,7 @@ from mesa_lib.reporting.plots.distribution import (
     mine_curves,
     modeling_curves,
     parameter_sweep,
-    success_histogram,
+    success_ecdf,
     toy_staircase,
 )
 from mesa_lib.reporting.plots.readme import before_and_after
@@ -36,7 +36,7 @@ from mesa_lib.reporting.plots.repair import (
 )
 from mesa_lib.reporting.plots.scan import screening_rates
 from mesa_lib.reporting.plots.style import COLORS, theme
-from mesa_lib.reporting.plots.training import location_heatmap, training_curves
+from mesa_lib.reporting.plots.training import close_ups, location_heatmap, ranked_asr, training_curves
 
 __all__ = [
     "CHECKS",
@@ -46,6 +46,7 @@ __all__ = [
     "asr_by_task",
     "asr_by_trigger",
     "before_and_after",
+    "close_ups",
     "compact",
     "compact_png",
     "distribution_map",
@@ -61,12 +62,13 @@ __all__ = [
     "parameter_sweep",
     "points_by_repair",
     "pruning_curves",
+    "ranked_asr",
     "repair_rounds",
     "score_histograms",
     "scores_by_class",
     "scores_by_model",
     "screening_rates",
-    "success_histogram",
+    "success_ecdf",
     "theme",
     "toy_staircase",
     "training_curves",

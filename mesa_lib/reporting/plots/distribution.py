@@ -60,7 +60,7 @@ def gallery(
 # --- modeling --------------------------------------------------------------------------------------------
 
 
-def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float, float]) -> Figure:
+def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float, float], title: str = "") -> Figure:
     """Return MINE's bound on correlated Gaussians during training, with the closed form as dashed lines.
 
     Args:
@@ -72,12 +72,14 @@ def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float,
         smooth = np.convolve(history, np.ones(50) / 50, mode="valid")
         axis.plot(smooth, color=color, label=f"correlation {correlation}")
         axis.axhline(exact[correlation], color=color, linestyle="--", linewidth=1)
-    axis.set(xlabel="training step", ylabel="information (nats), mean of 50 steps")
-    axis.legend(loc="center right", bbox_to_anchor=(1, 0.62))
+    axis.set(xlabel="training step", ylabel="information (nats),\nmean of 50 steps")
+    axis.plot([], [], color="0.3", linestyle="--", linewidth=1, label="closed form")
+    axis.legend(loc="center right", bbox_to_anchor=(1, 0.64), fontsize=10)
+    axis.set_title(title, fontsize=12, loc="left")
     return figure
 
 
-def toy_staircase(density: Tensor, samples: dict[str, Tensor]) -> Figure:
+def toy_staircase(density: Tensor, samples: dict[str, Tensor], title: str = "") -> Figure:
     """Return a density on [0, 1]^2, (n, n), beside samples (m, 2) from the generators of several levels."""
     names = ["density F", *samples]
     figure, axes = plt.subplots(1, len(names), figsize=(2.7 * len(names), 2.9), sharex=True, sharey=True)
@@ -88,10 +90,12 @@ def toy_staircase(density: Tensor, samples: dict[str, Tensor]) -> Figure:
             x = samples[name].numpy()
             axis.scatter(x[:, 0], x[:, 1], s=5, color=COLORS["MESA"], alpha=0.6, linewidths=0)
         axis.set(xlim=(0, 1), ylim=(0, 1), title=name, xticks=[0, 1], yticks=[0, 1])
+    if title:
+        figure.suptitle(title, fontsize=12)
     return figure
 
 
-def modeling_curves(levels: Sequence) -> Figure:
+def modeling_curves(levels: Sequence, title: str = "") -> Figure:
     """Return F, information and diversity over the steps of each level (`distribution.Level`)."""
     quantities = {"F": "mean success F", "information": "information (nats)", "distance": "distance between samples"}
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.1))
@@ -102,18 +106,20 @@ def modeling_curves(levels: Sequence) -> Figure:
         axes[0].axhline(level.beta, color=color, linestyle="--", linewidth=1.5, zorder=1)
     for axis, label in zip(axes, quantities.values(), strict=True):
         axis.set(xlabel="step", ylabel=label)
-    axes[0].legend()
+    axes[0].legend(fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=12)
     return figure
 
 
-def success_histogram(rates: dict[str, Tensor]) -> Figure:
-    """Return how the attack success rate is spread over samples: name -> rate of each trigger (n,) in [0, 1]."""
-    figure, axis = plt.subplots(figsize=(7, 3))
-    bins = np.linspace(0, 1, 18)
-    weights = [np.full(len(r), 1 / len(r)) for r in rates.values()]
-    axis.hist([r.numpy() for r in rates.values()], bins, weights=weights, label=list(rates))
-    axis.set(xlabel="attack success rate of a sample", ylabel="fraction of samples")
-    axis.legend(loc="upper left")
+def success_ecdf(rates: dict[str, Tensor], title: str = "") -> Figure:
+    """Return the share of samples whose ASR is at most x: name -> ASR of each trigger (n,) in [0, 1]."""
+    figure, axis = plt.subplots(figsize=(7, 3.3))
+    for (name, values), color in zip(rates.items(), sns.color_palette("colorblind"), strict=False):
+        axis.ecdf(100 * values.numpy(), label=name, color=color, linestyle="--" if name == "mixture" else "-")
+    axis.set(xlabel="ASR of a sample (%)", ylabel="share of samples\nat or below", xlim=(0, 100))
+    axis.set_title(title, fontsize=12, loc="left")
+    axis.legend(loc="upper left", fontsize=10)
     return figure
 
 
@@ -138,20 +144,24 @@ def distribution_map(groups: dict[str, Tensor], marks: dict[str, Tensor], *, met
         marks: a name of `MARKS` -> one trigger (3, h, w).
         method: `pca` or `t-sne`, see `embed`.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 4.4))
-    _draw_map(axis, _embed_maps({"": (groups, marks)}, method)[0], groups, marks, title or method)
+    figure, axis = plt.subplots(figsize=(7.2, 4.2))
+    one = {"": (groups, marks)}
+    _draw_map(axis, _embed_maps(one, method)[0], groups, marks, title or method)
     if method == "pca":
-        axis.set_aspect("equal")
-    axis.legend(fontsize=8, loc="best")
+        _label_components(axis, one)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=10)
     return figure
 
 
-def distribution_maps(maps: dict[str, Map], *, method: str, shared: bool = False, seed: int = 0) -> Figure:
+def distribution_maps(
+    maps: dict[str, Map], *, method: str, shared: bool = False, seed: int = 0, title: str = ""
+) -> Figure:
     """Return several maps in one row: title -> (groups, marks), as in `distribution_map`.
 
     Args:
         shared: one embedding and one scale for all panels; otherwise each panel has its own.
         seed: of the embedding.
+        title: what the figure shows, as a sentence.
     """
     points = (
         _embed_maps(maps, method, seed) if shared else [_embed_maps({"": m}, method, seed)[0] for m in maps.values()]
@@ -159,31 +169,48 @@ def distribution_maps(maps: dict[str, Map], *, method: str, shared: bool = False
     height = 4.2
     if shared:  # with equal scales a flat map needs no high panel
         across, up = np.ptp(np.concatenate(points), 0)
-        height = min(height, height * up / across + 0.9)
+        height = min(height, height * up / across + 1.2)
     size = (4.2 * len(maps), height)
     figure, axes = plt.subplots(1, len(maps), figsize=size, squeeze=False, sharex=shared, sharey=shared)
     for axis, embedded, (title, (groups, marks)) in zip(axes[0], points, maps.items(), strict=True):
         _draw_map(axis, embedded, groups, marks, title)
         if shared:
             axis.set_aspect("equal")
+        if shared and method == "pca":
+            _label_components(axis, maps)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=12)
     return figure
 
 
 def _embed_maps(maps: dict[str, Map], method: str, seed: int = 0) -> list[np.ndarray]:
     """Embed all triggers of all maps together -> the points of each map: its groups, then its marks."""
-    triggers = [
-        torch.cat([*groups.values(), *[m[None] for m in marks.values()]]).cpu() for groups, marks in maps.values()
-    ]
+    triggers = _triggers(maps)
     points = embed(torch.cat(triggers), method, seed)
     return np.split(points, np.cumsum([len(part) for part in triggers])[:-1])
+
+
+def _triggers(maps: dict[str, Map]) -> list[Tensor]:
+    """Return the triggers of each map: its groups, then its marks."""
+    return [torch.cat([*groups.values(), *[m[None] for m in marks.values()]]).cpu() for groups, marks in maps.values()]
+
+
+def _label_components(axis: Axes, maps: dict[str, Map]) -> None:
+    """Label the axes of a PCA with the share of the variance that each explains, at equal scales."""
+    flat = torch.cat(_triggers(maps)).flatten(1).double().numpy()
+    first, second = PCA(2, random_state=0).fit(flat).explained_variance_ratio_
+    axis.set_aspect("equal")
+    axis.set_xlabel(f"component 1 ({first:.0%} of the variance)", fontsize=10)
+    axis.set_ylabel(f"component 2 ({second:.0%})", fontsize=10)
 
 
 def _draw_map(axis: Axes, points: np.ndarray, groups: dict[str, Tensor], marks: dict[str, Tensor], title: str) -> None:
     start = 0
     for name, group in groups.items():
         part = points[start : start + len(group)]
-        axis.scatter(part[:, 0], part[:, 1], s=10, alpha=0.6, label=name, linewidths=0)
+        shade = COLORS["MESA"] if name == "samples" else None
+        axis.scatter(part[:, 0], part[:, 1], s=10, alpha=0.6, label=name, linewidths=0, color=shade)
         start += len(group)
     for name, point in zip(marks, points[start:], strict=True):
         symbol, size, color = MARKS[name]

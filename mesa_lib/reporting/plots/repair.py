@@ -21,28 +21,36 @@ TRIGGER_ROWS = {
 }
 
 
-def asr_by_control(tables: dict[str, list[dict]]) -> Figure:
+def asr_by_control(tables: dict[str, list[dict]], title: str = "") -> Figure:
     """Return the ASR of the original trigger on each model, with 95% CIs; the dotted line is the clean model's.
+
+    The axis is linear below 5% and logarithmic above.
 
     Args:
         tables: attack -> rows of its before/after table (`Pipeline.table`), each with `model` and `asr`; one is
             `clean model`. All tables have the same models.
+        title: what the figure shows, as a sentence.
     """
     most = max(len(rows) for rows in tables.values())
-    figure, axes = panels(len(tables), len(tables), 8 / len(tables) ** 0.5, 0.36 * most + 1.2, sharey=True)
+    figure, axes = panels(len(tables), len(tables), 7.6 / len(tables) ** 0.5, 0.33 * most + 1.5, sharey=True)
     for axis, (attack, rows) in zip(axes, tables.items(), strict=True):
         names = [row["model"] for row in rows]
-        rates, low, high = (np.array([row["asr"][key] for row in rows]) for key in ("rate", "low", "high"))
-        errors = np.abs(np.stack([rates - low, high - rates]))
-        colors = [color(name) for name in names]
-        axis.barh(names, 100 * rates, xerr=100 * errors, color=colors, error_kw={"linewidth": 1})
-        for y, (rate, end) in enumerate(zip(rates, high, strict=True)):
-            axis.text(100 * end + 1, y, f"{100 * rate:.1f}", va="center", fontsize=9)
-        axis.axvline(100 * rates[names.index("clean model")], color="black", ls=":", lw=1, label="clean-model ASR")
-        axis.set(xlabel="ASR of the original trigger (%), 95% CI", xlim=(0, 114))
-        axis.set_title(f"attack: {attack}", fontsize=11)
-    axes[0].invert_yaxis()
-    axes[-1].legend(fontsize=9, loc="lower right")
+        for y, row in enumerate(rows):
+            rate, low, high = (100 * row["asr"][key] for key in ("rate", "low", "high"))
+            axis.plot([low, high], [y, y], color=color(names[y]), lw=3, alpha=0.7)
+            axis.plot(rate, y, "o", color=color(names[y]), mec="black", mew=0.5, ms=7)
+            axis.annotate(f"{rate:.1f}", (rate, y), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=9)
+        clean_rate = 100 * rows[names.index("clean model")]["asr"]["rate"]
+        axis.axvline(clean_rate, color="black", ls=":", lw=1.2, label="clean-model ASR")
+        axis.set_xscale("symlog", linthresh=5, linscale=1.5)
+        axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)), fontsize=9)
+        axis.minorticks_off()
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlim=(-0.3, 160), ylim=(len(names) - 0.5, -0.8), title=f"attack: {attack}")
+        axis.set_xlabel("ASR of the original trigger (%), 95% CI", fontsize=11)
+    axes[0].legend(fontsize=9, loc="lower right")
+    if title:
+        figure.suptitle(title, fontsize=12)
     return figure
 
 
