@@ -214,15 +214,26 @@ def test_each_mistake_costs_its_points_and_right_solutions_cost_none(course, nam
     book = source(name)
     hand_ins, worth = HandIns(book), points(book)
     assert not hand_ins.failed
-    for mistake in MISTAKES[name]:
+    for mistake in (mistake for mistake in MISTAKES[name] if not mistake.get("slow")):
         cell = mistake["cell"]
         errors = hand_ins.run({cell: with_mistake(hand_ins.cells[cell], mistake)})
         assert {part: worth[part] for part in errors} == mistake["costs"], (mistake["what"], errors)
         assert any(mistake["message"] in error for error in errors.values()), (mistake["what"], errors)
     for right in RIGHT[name]:
         assert not hand_ins.run({right["cell"]: right["code"]}), right["what"]
-    several = {right["cell"]: right["code"] for right in RIGHT[name]}  # one of each cell, all in one hand-in
-    assert not hand_ins.run(several)
+
+
+@pytest.mark.long
+@each_set
+def test_right_solutions_and_slow_mistakes_in_one_process(course, name):
+    book = source(name)
+    hand_ins, worth = HandIns(book), points(book)
+    assert not hand_ins.run({right["cell"]: right["code"] for right in RIGHT[name]})  # one of each cell, all together
+    for mistake in filter(lambda mistake: mistake.get("slow"), MISTAKES[name]):
+        cell = mistake["cell"]
+        errors = hand_ins.run({cell: with_mistake(hand_ins.cells[cell], mistake)})
+        assert {part: worth[part] for part in errors} == mistake["costs"], (mistake["what"], errors)
+        assert any(mistake["message"] in error for error in errors.values()), (mistake["what"], errors)
 
 
 # --- variants --------------------------------------------------------------------------------------------
