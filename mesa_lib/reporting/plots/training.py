@@ -51,14 +51,14 @@ def ranked_asr(rates: dict[str, Sequence[float]], names: Sequence[str], title: s
     first = list(next(iter(rates.values())))
     order = sorted(range(len(names)), key=lambda i: -first[i])
     figure, axis = plt.subplots(figsize=(9, 3.3))
-    shades = sns.color_palette("colorblind")
-    for number, ((model, values), mark) in enumerate(zip(rates.items(), "os^Dv", strict=False)):
-        shade = COLORS.get(model, shades[number])
+    others = (COLORS["attacked"], "black", COLORS["ideal"], COLORS["MESA"], COLORS["clean model"])
+    for (model, values), mark, other in zip(rates.items(), "os^Dv", others, strict=False):
+        shade = COLORS.get(model, other)
         axis.plot(range(len(order)), [values[i] for i in order], mark, color=shade, label=model, ms=5, alpha=0.85)
     axis.axhline(50, color="0.3", ls=":", lw=1.2)
     axis.set_xticks(range(len(order)), [names[i] for i in order], rotation=90, fontsize=8)
     axis.set(ylabel="ASR (%)", ylim=(-4, 104), xlim=(-0.8, len(order) - 0.2))
-    axis.set_xlabel("pattern, in the order of its ASR on the first model", fontsize=11)
+    axis.set_xlabel(f"pattern, in the order of its ASR ({next(iter(rates))})", fontsize=11)
     axis.set_title(title, fontsize=12, loc="left")
     axis.legend(fontsize=10, loc="upper right")
     return figure
