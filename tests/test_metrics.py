@@ -186,3 +186,8 @@ def test_inputs_of_filters_are_those_that_the_attacker_wants_changed():
     clean, triggered, fires = benchmark.triggered_inputs(Backdoored([1, 2, 3]), split, backdoor, seed=1)
     assert len(clean) == 50 and len(triggered) == len(fires) == 45 and int(fires.sum()) == 15
     assert torch.equal((triggered > 0.99).all(1).flatten(1).sum(1), torch.ones(45)), "one white pixel each"
+
+
+def test_the_asr_of_predictions_leaves_out_images_of_the_target_class():
+    predictions, labels = torch.tensor([0, 0, 1, 0]), torch.tensor([0, 1, 1, 2])
+    assert metrics.asr_of_predictions(predictions, labels, 0) == pytest.approx(2 / 3)
