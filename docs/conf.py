@@ -117,9 +117,17 @@ def write_start_page(app, error):
     (Path(app.outdir) / "index.html").write_text(f'{head}<a href="{page}">mesa</a>\n')
 
 
+def adapt_links_of_outputs(app, exception):
+    """Let links to notebooks in computed sentences, which are outputs, lead to pages."""
+    for page in Path(app.outdir).glob("notebooks/*.html"):
+        text = page.read_text()
+        page.write_text(re.sub(r'href="(?![^"]*_downloads)([\w./-]+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', text))
+
+
 def setup(app):
     """Register what Sphinx does at the beginning and at the end."""
     app.connect("source-read", adapt_links)
     app.connect("autodoc-process-docstring", escape_docstring)
     app.connect("builder-inited", copy_mathjax)
     app.connect("build-finished", write_start_page)
+    app.connect("build-finished", adapt_links_of_outputs)
