@@ -172,8 +172,8 @@ def distribution_maps(
         height = min(height, height * up / across + 1.2)
     size = (4.2 * len(maps), height)
     figure, axes = plt.subplots(1, len(maps), figsize=size, squeeze=False, sharex=shared, sharey=shared)
-    for axis, embedded, (title, (groups, marks)) in zip(axes[0], points, maps.items(), strict=True):
-        _draw_map(axis, embedded, groups, marks, title)
+    for axis, embedded, (name, (groups, marks)) in zip(axes[0], points, maps.items(), strict=True):
+        _draw_map(axis, embedded, groups, marks, name)
         if shared:
             axis.set_aspect("equal")
         if shared and method == "pca":
