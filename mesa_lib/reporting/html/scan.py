@@ -151,8 +151,8 @@ def margins(result: dict) -> str:
     return (
         f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
         f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
-        f"{found['limit']:g} a class is suspicious (the highest of a clean network was 3.5). Triggers that are no patches, "
-        "such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
+        f"{found['limit']:g} a class is suspicious (the highest of a clean network was 3.5). Triggers that are no "
+        "patches, such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
         f"{p_value}"
     )
 
