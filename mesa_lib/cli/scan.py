@@ -250,10 +250,7 @@ def _print_result(done: Scan, name: str, files: list[Path]) -> None:
     print(f"{name}: {result['verdict']}{flagged}")
     print(sanitize(scan_report.summary(result), 5000))
     if done.repaired is not None:
-        shown = [
-            f"{part['rate']:.1%} ({part['low']:.1%}–{part['high']:.1%})"
-            for part in (result["repair"][f"accuracy {when}"] for when in ("before", "after"))
-        ]
+        shown = [scan_report.with_interval(result["repair"][f"accuracy {when}"]) for when in ("before", "after")]
         number = result["repair"]["images for the accuracy"]
         print(f"repaired: accuracy (95% CI) {shown[0]} before, {shown[1]} after, on {number} images kept out")
         print(sanitize(f"residual check: {scan_report.residual(result['repair'])}", 5000))

@@ -33,6 +33,11 @@ def _printable(value: object) -> object:
     return sanitize(value, MAX_TEXT) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def with_interval(part: dict) -> str:
+    """Return a rate (`intervals.proportion`) with its 95% CI: `95.0% (76.4%–99.1%)`."""
+    return f"{part['rate']:.1%} ({part['low']:.1%}–{part['high']:.1%})"
+
+
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("mesa_lib.reporting.html", "templates"),
     autoescape=True,
@@ -42,7 +47,7 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.filters["percent"] = lambda rate: f"{rate:.1%}"
-TEMPLATES.filters["interval"] = lambda part: f"{part['rate']:.1%} ({part['low']:.1%}–{part['high']:.1%})"
+TEMPLATES.filters["interval"] = with_interval
 
 
 def write(scanned: Scan, out: Path, name: str) -> tuple[Path, Path]:
