@@ -103,11 +103,12 @@ def refresh(a: argparse.Namespace) -> int:
 def write_tables(a: argparse.Namespace) -> int:
     """Write the tables of docs/results.md and of the README, and the README's figure."""
     from mesa_lib.reporting import plots
-    from mesa_lib.reporting.tables import readme, summary
+    from mesa_lib.reporting.tables import findings, readme, summary
 
     root = paths.repository("tables")
-    readme.fill_page(root / "docs" / "results.md", lambda name, content: readme.markdown(content))
-    readme.fill_page(root / "README.md", lambda name, content: summary.markdown(content))
+    readme.fill_page(root / "docs" / "results.md", lambda _, content: readme.markdown(content), findings.FINDINGS)
+    short = {findings.COVERED: findings.covered_short}
+    readme.fill_page(root / "README.md", lambda _, content: summary.markdown(content), short)
     attacks = summary.by_attack(results.load_content(summary.RESULT)).items()
     rows = {title: {model: summary.measured(runs, model) for model in summary.ROWS} for title, runs in attacks}
     plots.theme()

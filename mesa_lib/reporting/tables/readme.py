@@ -3,13 +3,13 @@
 All functions take the runs of a sweep through the repair (`experiments.results.load_runs`).
 """
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mesa_lib.evaluation import intervals
 from mesa_lib.experiments.results import load_content
 from mesa_lib.reporting.tables.paper import PAPER, rates
-from mesa_lib.store import paths
 
 #: a repair has missed if the ASR of the original trigger is still above this
 MISSED = 0.1
@@ -194,18 +194,35 @@ def rounds_line(runs: Sequence[dict]) -> str:
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def fill_page(page: Path, table: Callable[[str, dict], str]) -> None:
-    """Write the tables of results/*.json between their markers in a page: `<!-- table NAME -->`.
+def fill_page(
+    page: Path, table: Callable[[str, dict], str], findings: dict[str, Callable[[dict], str]] | None = None
+) -> None:
+    """Write tables of results/*.json, and sentences about them, between their markers in a page.
+
+    The markers are `<!-- table NAME -->` or `<!-- findings NAME -->`, and `<!-- end NAME -->` or
+    `<!-- end findings NAME -->`. What is written is indented like the first of them.
 
     Args:
         page: a markdown file.
         table: name and content of a result file -> its markdown.
+        findings: sweep -> the sentences about its results.
+
+    A result that is not published leaves its place as it is.
+
+    Raises:
+        ValueError: if a marker of a published result has no end.
     """
     text = page.read_text()
-    for file in sorted((paths.repository("tables") / "results").glob("*.json")):
-        start, end = f"<!-- table {file.stem} -->", f"<!-- end {file.stem} -->"
-        if start in text and end in text:
-            head, _, rest = text.partition(start)
-            body = table(file.stem, load_content(file.stem))
-            text = head + start + "\n" + body + "\n" + end + rest.partition(end)[2]
+    for kind, name in re.findall(r"<!-- (table|findings) (\S+) -->", text):
+        if not (content := load_content(name)):  # not published yet
+            continue
+        body = table(name, content) if kind == "table" else (findings or {})[content["sweep"]](content)
+        end = f"<!-- end {name} -->" if kind == "table" else f"<!-- end findings {name} -->"
+        block = re.compile(f"^( *)<!-- {kind} {re.escape(name)} -->$.*?^ *{re.escape(end)}$", re.M | re.S)
+        match = block.search(text)
+        if not match:
+            raise ValueError(f"{page.name}: the {kind} {name} has no line {end} after it")
+        lines = [f"<!-- {kind} {name} -->", *body.splitlines(), end]
+        written = "\n".join(match[1] + line if line else "" for line in lines)
+        text = text[: match.start()] + written + text[match.end() :]
     page.write_text(text)
