@@ -8,6 +8,7 @@ patches succeed most often, by forward passes alone (the search as it was when t
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,10 @@ class RandomLocationScreening(LocationScreening):
 
     random: bool = True
 
-    def locations(self, view: DefenderView, spec: PatchSpec) -> Tensor:
+    def locations(self, view: DefenderView, spec: PatchSpec, labels: Sequence[int]) -> Tensor:
         """Return a random location for each class -> (classes, 2)."""
         rng = devices.rng(devices.derive_seed(view.seed, "random locations"))
-        return random_locations(view.classes, view.image_size, spec.size, rng)
+        return random_locations(view.classes, view.image_size, spec.size, rng)[list(labels)]
 
 
 #: name in the file -> name of the method, and the method; None: the registry's of this name

@@ -294,7 +294,7 @@ def test_the_location_search_stands_beside_a_random_location_and_forward_passes(
     script = importlib.import_module("location_search")
     view = Pipeline(params.check(tiny)).defender_view(script.MESA(script.RandomLocationScreening()).knowledge)
     spec = script.PatchSpec((3, 3), True)
-    drawn, again = (script.RandomLocationScreening().locations(view, spec) for _ in range(2))
+    drawn, again = (script.RandomLocationScreening().locations(view, spec, range(10)) for _ in range(2))
     assert drawn.shape == (10, 2) and bool((drawn == again).all()) and bool((drawn <= 13).all())
     assert len(drawn.unique(dim=0)) > 1
     assert set(script.VARIANTS) == {"drawn", "forward", "learned"}

@@ -1,5 +1,6 @@
 """Scans of toy models with a known answer: limits and verdicts, the accuracy before them, the repair, the time left."""
 
+import html
 import json
 import re
 import time
@@ -21,6 +22,7 @@ from mesa_lib.reporting.html import scan as scan_report
 from mesa_lib.scan import accuracy, data_free
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import STRICTEST_LIMIT, ScanDetector, ScanScreening, limit, margin
+from mesa_lib.scan.observer import ScanObserver
 from mesa_lib.scan.options import SIDES, Options, squares
 from mesa_lib.scan.progress import Progress, modeling_passes, screening_passes
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
@@ -203,7 +205,7 @@ def test_the_class_that_comes_nearest_is_that_with_the_largest_share_of_its_limi
         for name, rate, limit in (("cat", 0.0, 0.77), ("dog", 0.441, 0.985))
     ]
     assert lines[0]["score"] > lines[1]["score"]
-    result = {"verdicts": lines, "suspicious": [], "clean models": 0, "clean models by data": {}}
+    result = {"verdicts": lines, "suspicious": [], "not screened": [], "clean models": 0, "clean models by data": {}}
     text = scan_report.summary(result)
     assert text.startswith("The class that comes nearest to its limit is dog: with patches of 3x3, 44.1% of images")
 
@@ -259,11 +261,48 @@ def test_margins_cost_about_the_same_for_larger_images_and_more_classes():
 def test_what_does_not_fit_the_budget_is_skipped_and_reported(coded, quick, empty_store):
     lines = []
     scanned = scanning.scan(Coded((9, 4)), coded, Options(budget=1e-6), lines.append)
-    assert scanned.result["skipped"] == ["3x3 at a fixed location"] and scanned.result["verdict"] == "nothing found"
+    result, page = scanned.result, scan_report.page(scanned, "model")
+    assert result["skipped"] == ["3x3 at a fixed location"] and result["verdict"] == "nothing found"
     assert any("skipped: they do not fit the budget" in line for line in lines)
-    assert "Skipped for lack of time: patches of 3x3 at a fixed location." in scan_report.page(scanned, "model")
+    assert "Skipped for lack of time: patches of 3x3 at a fixed location." in page
+    highest = max(range(3), key=lambda label: result["data-free"]["ratios"][label])
+    assert result["not screened"] == [name for label, name in enumerate(result["classes"]) if label != highest]
+    assert any(f"1 of 3 classes fit the budget, those with the largest margins: {result['classes'][highest]}" in line
+               for line in lines)  # fmt: skip
+    assert page.count("<td>not screened</td>") == 2
+    assert f"for the classes with the lowest margins: {', '.join(map(html.escape, result['not screened']))}." in page
     whole = scanning.scan(Coded((9, 4)), coded, Options(budget=60))
-    assert whole.result["skipped"] == [] and whole.result["flagged"] == ["green"]
+    assert whole.result["skipped"] == whole.result["not screened"] == [] and whole.result["flagged"] == ["green"]
+
+
+def test_with_time_for_one_class_the_one_with_the_largest_margin_is_screened_and_flagged(
+    coded, quick, empty_store, monkeypatch
+):
+    ratios = [0.5, 2.0, 1.0]
+    monkeypatch.setattr(data_free, "examine", lambda *a: {"ratios": ratios, "limit": 5, "suspicious": [], "p-value": 1,
+                                                          "starts": 1, "last layer": None})  # fmt: skip
+    monkeypatch.setattr(ScanObserver, "fit_budget", lambda self, order: setattr(self, "labels", order[:1]))
+    result = scanning.scan(Coded((9, 4)), coded, Options(budget=60)).result
+    assert result["flagged"] == ["green"] and result["not screened"] == ["red <b>", "blue"]
+    assert all(line["screened"]["3x3 at a fixed location"] == 0 for line in result["verdicts"] if not line["flagged"])
+
+
+def test_as_many_classes_are_screened_as_fit_the_budget():
+    detector, said = ScanDetector(ScanScreening(sizes=((3, 3),))), []
+    progress = Progress(said.append)
+    progress.seconds, progress.passes = 1.0, 1000.0
+    options = detector, tuple("abcdefghij"), (32, 32), {}, progress, lambda count: 0
+    reserve = detector.max_specs * modeling_passes(detector.settings)
+    each = [sum(screening_passes(detector.screening, spec, k, (32, 32)) for spec in detector.screening.specs())
+            for k in (4, 10)]  # fmt: skip
+    for passes, labels in ((each[0], [0, 1, 2, 9]), (each[1], list(range(10))), (0, [9])):
+        observer = ScanObserver(*options, deadline=time.monotonic() + (passes + reserve) / 1000 + 1)
+        observer.fit_budget([9, 0, 1, 2, 3, 4, 5, 6, 7, 8])
+        assert observer.labels == labels
+    assert said[0] == "4 of 10 classes fit the budget, those with the largest margins: j, a, b, c"
+    observer = ScanObserver(*options)
+    observer.fit_budget(list(range(10))[::-1])
+    assert observer.labels == list(range(10)), "without a budget, all are screened"
 
 
 def test_a_report_escapes_whatever_comes_from_outside(coded, quick, empty_store):

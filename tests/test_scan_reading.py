@@ -350,6 +350,30 @@ def test_a_network_of_timm_is_read(tmp_path, name, size):
     assert torch.allclose(model(x), original(networks.Normalize(MEAN, STD)(x)), atol=1e-5)
 
 
+def test_a_file_of_timm_under_another_name_gets_a_hint(tmp_path):
+    timm = pytest.importorskip("timm")
+    weights_of = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()
+    with pytest.raises(ValueError, match=r"did you mean timm:vit_tiny_patch16_224\?$"):
+        read(tmp_path, weights_of, "torchvision:vit_b_16", 3, MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [("mat1 and mat2 shapes cannot be multiplied", "try another image_size"), ("no such key", "expected a network of")],
+)
+def test_another_image_size_is_advised_where_it_can_help(error, advice):
+    class Failing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x):
+            raise RuntimeError(error)
+
+    with pytest.raises(ValueError, match=rf"16x16 pixels \({error}\); {advice}"):
+        scanning.prepare(Failing(), torch.zeros(8, 3, 16, 16, dtype=torch.uint8), 3)
+
+
 def test_timm_is_asked_for_one_channel_and_names_near_ones(tmp_path):
     timm = pytest.importorskip("timm")
     one = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval()

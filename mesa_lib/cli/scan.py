@@ -102,7 +102,7 @@ def add(commands) -> None:
     add_option("--min-accuracy", type=float, help="accuracy below which no verdict is given")
     trust = "mean, std and the order of the classes are right, even if others fit better"
     add_option("--trust-preprocessing", action="store_true", help=trust)
-    add_option("--budget", type=float, help="minutes for the verdict: what does not fit is skipped, and reported")
+    add_option("--budget", type=float, help="minutes for the verdict: the classes with the largest margins come first")
     add_option("--seed", type=int, default=defaults.seed)
     add_option("--device", default=defaults.device)
     add_option("--precision", default=defaults.precision)

@@ -1,7 +1,8 @@
 """The search of a scan, step by step: each step is stored, and the time left is told."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,19 +42,46 @@ class ScanObserver(SearchObserver):
             progress: measures the steps and says what is told.
             repair_passes: number of distributions -> passes of the repair that follows (0: none was asked for).
             device: of the model, for what the store says about the machine.
-            deadline: on the clock of `time.monotonic`: specs whose screening would end later are skipped, all but the
-                first; None: none is.
+            deadline: on the clock of `time.monotonic`: classes and specs whose screening would end later are skipped
+                (`fit_budget`, `screened`); None: none is.
         """
-        self.deadline, self.skipped = deadline, []
+        self.deadline, self.skipped, self.labels = deadline, [], list(range(len(classes)))
         self.detector, self.classes, self.key, self.progress = detector, classes, key, progress
         self.repair_passes, self.device = repair_passes, device
         screening = detector.screening
-        self.passes = {spec: screening_passes(screening, spec, len(classes), image_size) for spec in screening.specs()}
+        self.passes_of = partial(screening_passes, screening, image_size=image_size)
+        self.passes = {spec: self.passes_of(spec, len(classes)) for spec in screening.specs()}
+
+    def fit_budget(self, order: Sequence[int]) -> None:
+        """Leave out classes for which the time does not suffice, if there is a deadline.
+
+        Time is kept for one suspect; one class is always screened.
+
+        Args:
+            order: all classes, those first that should rather be screened.
+        """
+        if self.deadline is None:
+            return
+        reserve = self.detector.max_specs * modeling_passes(self.detector.settings)
+        left = self.deadline - time.monotonic()
+
+        def fits(count: int) -> bool:
+            passes = sum(self.passes_of(spec, count) for spec in self.passes)
+            return self.progress.seconds_of(passes + reserve) <= left
+
+        count = max((k for k in range(1, len(order) + 1) if fits(k)), default=1)
+        if count < len(order):
+            self.labels = sorted(order[:count])
+            self.passes = {spec: self.passes_of(spec, count) for spec in self.passes}
+            names = ", ".join(self.classes[label] for label in order[:count])
+            self.progress.say(
+                f"{count} of {len(order)} classes fit the budget, those with the largest margins: {names}"
+            )
 
     def screened(
-        self, spec: PatchSpec, number: int, total: int, run: Callable[[], tuple[list[float], Tensor | None]]
+        self, spec: PatchSpec, number: int, total: int, run: Callable[..., tuple[list[float], Tensor | None]]
     ) -> tuple[list[float], Tensor | None] | None:
-        """Return the rates and locations of one spec; None if there is no time left for it."""
+        """Return the rates and locations of one spec; None if there is no time left for it (never for the first)."""
         if number and self.deadline and time.monotonic() + self.progress.seconds_of(self.passes[spec]) > self.deadline:
             self.skipped.append(spec)
             self.progress.say(f"[{number + 1}/{total}] patches of {spec} are skipped: they do not fit the budget")
@@ -62,13 +90,16 @@ class ScanObserver(SearchObserver):
         suspect += self.repair_passes(self.detector.max_specs)
         after = sum(list(self.passes.values())[number + 1 :]) + suspect
         left = self.progress.left(self.passes[spec] + after, " if one class is suspect")
-        self.progress.say(f"[{number + 1}/{total}] all classes, patches of {spec}{left}")
+        all_classes = len(self.labels) == len(self.classes)
+        which = "all classes" if all_classes else f"{len(self.labels)} classes"
+        self.progress.say(f"[{number + 1}/{total}] {which}, patches of {spec}{left}")
 
         def make() -> tuple[dict, dict]:
-            rates, locations = run()
+            rates, locations = run() if all_classes else run(self.labels)
             return {}, {"rates": rates, "locations": None if locations is None else locations.tolist()}
 
         config = self.key | {"spec": str(spec), "screening": describe_method(self.detector.screening)}
+        config |= {} if all_classes else {"classes": self.labels}
         artifact = self.progress.run(
             self.passes[spec], lambda: store.train_or_load("scan-screened", config, make, self.device), after
         )

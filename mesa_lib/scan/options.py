@@ -31,8 +31,9 @@ class Options:
         min_accuracy: the lowest accuracy on the clean images for a verdict; None: two fifths of the way from the share
             of the largest class to 1.
         trust_preprocessing: accept normalization and order of the classes as they are, even if others fit better.
-        budget: minutes for the verdict: sizes and locations whose screening would end later are skipped, all but the
-            first; None: nothing is. Suspects are modeled, and the repair is made, beyond it.
+        budget: minutes for the verdict; None: as long as it takes. If it is too short for all classes, those with the
+            largest margins are screened, at least one. Sizes and locations that do not fit even so are skipped, all
+            but the first. The repair is made beyond it.
         seed, device, precision: see `mesa_lib.device`.
     """
 

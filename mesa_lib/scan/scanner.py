@@ -148,8 +148,10 @@ class Scanner:
         self.check_searchable(result["accuracy"])
         self.progress.run(64, self._time_passes)
         result["data-free"] = margins = self.margins()
+        if ratios := margins.get("ratios"):
+            self.observer.fit_budget(sorted(range(len(ratios)), key=lambda label: -ratios[label]))
         detected = self.search()
-        result |= judge(self.detector, detected, self.images.classes, self.settings(), margins)
+        result |= judge(self.detector, detected, self.images.classes, self.settings(), margins, self.observer.labels)
         result["skipped"] = [str(spec) for spec in self.observer.skipped]
         rng = devices.rng(devices.derive_seed(self.options.seed, "samples of the report"))
         samples = {

@@ -8,8 +8,9 @@ from mesa_lib.scan.detector import ScanDetector, limit
 
 
 def judge(
-    detector: ScanDetector, detected: DetectionResult, classes: Sequence[str], settings: dict, margins: dict
-) -> dict:
+    detector: ScanDetector, detected: DetectionResult, classes: Sequence[str], settings: dict, margins: dict,
+    screened: Sequence[int],
+) -> dict:  # fmt: skip
     """Return the verdict on a model and on each class.
 
     Args:
@@ -18,11 +19,12 @@ def judge(
         classes: their names.
         settings: of the scan (`Scanner.settings`).
         margins: what `data_free.examine` returned; without `suspicious` if it did not run.
+        screened: the classes for which patches were looked for.
 
     Returns:
         `verdict`: `backdoored` if patches are found, `suspicious` if only a margin stands out, or `nothing found`.
-        `flagged`, `suspicious`: names of classes. `verdicts`: one line a class. `clean models`, `clean models by data`:
-        how many were scanned like this, and how many of them were flagged.
+        `flagged`, `suspicious`, `not screened`: names of classes. `verdicts`: one line a class. `clean models`,
+        `clean models by data`: how many were scanned like this, and how many of them were flagged.
     """
     judged, lines = detector.judge(detected), []
     by_dataset = false_positives.clean_scores(settings)
@@ -50,6 +52,7 @@ def judge(
         "verdict": "backdoored" if judged.flagged else "suspicious" if suspicious else "nothing found",
         "flagged": [classes[label] for label in judged.flagged],
         "suspicious": suspicious,
+        "not screened": [name for label, name in enumerate(classes) if label not in screened],
         "verdicts": lines,
         "clean models": len(clean_models),
         "clean models by data": false_positives.false_positives(by_dataset, detector.above),

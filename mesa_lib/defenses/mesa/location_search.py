@@ -9,6 +9,8 @@ classes at once:
 3. Step 2 is repeated at the neighbors of the best locations.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -73,6 +75,7 @@ def optimize_patches(
     clean: Split,
     steps: int = 20,
     images_per_patch: int = 8,
+    labels: Tensor | None = None,
 ) -> Tensor:
     """Return the mean probability of each class under patches optimized for it -> (classes, P).
 
@@ -86,11 +89,13 @@ def optimize_patches(
         clean: where images are drawn from.
         steps: of Adam.
         images_per_patch: images that each patch is stamped on in a step.
+        labels: the classes, if `locations` has those of some classes only.
     """
+    labels = torch.arange(len(locations)) if labels is None else labels
     per_class = (locations.shape[1] * images_per_patch, *clean.images.shape[1:])
     groups = torch.arange(len(locations)).split(batch_size_for(per_class, len(locations)))
     options = size, clean, steps, images_per_patch
-    return torch.cat([_optimize(view, group, locations[group], *options) for group in groups])
+    return torch.cat([_optimize(view, labels[group], locations[group], *options) for group in groups])
 
 
 def _optimize(
@@ -135,6 +140,7 @@ def find_locations(
     shortlist: int = 12,
     best: int = 3,
     clean: Split | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Tensor:
     """Return, for each class, the location at which patches have the largest effect -> (classes, 2).
 
@@ -147,20 +153,22 @@ def find_locations(
             second step; 0: the location at which random patches succeed most often, without the other steps.
         best: locations whose neighbors are tried in the third step.
         clean: images for all steps; None: all clean images of the view.
+        labels: the classes whose location is returned, in this order; None: all.
     """
+    labels = torch.arange(view.classes) if labels is None else torch.as_tensor(labels)
     clean, rng = clean or view.clean, devices.rng(devices.derive_seed(view.seed, "ties of locations"))
     grid = location_grid(view.image_size, size, stride)
-    hits, probability, change = (_untied(m, rng) for m in probe(view, grid, size, patches_per_location, clean))
+    hits, probability, change = (_untied(m, rng)[labels] for m in probe(view, grid, size, patches_per_location, clean))
     if not shortlist:
         return grid[hits.argmax(1)]
     shortlist = min(shortlist, len(grid))
     first = grid[torch.cat([measure.topk(shortlist, 1).indices for measure in (probability, change)], 1)]
-    scores = _untied(optimize_patches(view, first, size, clean), rng)
+    scores = _untied(optimize_patches(view, first, size, clean, labels=labels), rng)
     highest = scores.topk(min(best, scores.shape[1]), 1).indices[..., None].expand(-1, -1, 2)
     top = first.gather(1, highest)  # (classes, best, 2)
     near = (top[:, :, None] + torch.cartesian_prod(*2 * [torch.arange(-1, 2)])).flatten(1, 2).clamp(min=0)
     near = torch.minimum(near, torch.tensor(view.image_size) - torch.tensor(size))
-    scores = _untied(optimize_patches(view, near, size, clean), rng)
+    scores = _untied(optimize_patches(view, near, size, clean, labels=labels), rng)
     return near.gather(1, scores.argmax(1)[:, None, None].expand(-1, -1, 2))[:, 0]
 
 

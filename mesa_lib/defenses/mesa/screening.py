@@ -6,8 +6,9 @@ tries several; one who does not know whether the backdoor has a fixed location a
 location of each class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class ScreeningResult:
     """The rates and locations of a screening.
 
     Attributes:
-        rates: for each spec, the ASR of each class's samples, in [0, 1].
+        rates: for each spec, the ASR of each class's samples, in [0, 1]; 0 for a class that was not screened.
         locations: for each spec with a fixed location, where each class's patches are stamped (classes, 2); None for
             the others.
     """
@@ -70,9 +71,12 @@ class SearchObserver:
     """
 
     def screened(
-        self, spec: PatchSpec, number: int, total: int, run: Callable[[], tuple[list[float], Tensor | None]]
+        self, spec: PatchSpec, number: int, total: int, run: Callable[..., tuple[list[float], Tensor | None]]
     ) -> tuple[list[float], Tensor | None] | None:
-        """Return the rates and locations of one spec, as `run` does; None leaves the spec out."""
+        """Return the rates and locations of one spec, as `run` does; None leaves the spec out.
+
+        `run(labels)` screens these classes only.
+        """
         return run()
 
     def suspects(self, suspects: dict[int, list[PatchSpec]]) -> None:
@@ -151,21 +155,36 @@ class Screening(Detector):
         """Return the rates of all classes for every spec."""
         observer, specs, result = observer or SearchObserver(), self.specs(view), ScreeningResult({}, {})
         for number, spec in enumerate(specs):
-            parts = observer.screened(spec, number, len(specs), lambda spec=spec: self.screen_spec(view, spec))
+            parts = observer.screened(spec, number, len(specs), partial(self.screen_spec, view, spec))
             if parts is not None:
                 result.rates[spec], result.locations[spec] = parts
         return result
 
-    def screen_spec(self, view: DefenderView, spec: PatchSpec) -> tuple[list[float], Tensor | None]:
-        """Return the rates of all classes for one spec, and the locations (classes, 2) of patches (None: random)."""
-        locations = self.locations(view, spec) if spec.fixed_location else None
+    def screen_spec(
+        self, view: DefenderView, spec: PatchSpec, labels: Sequence[int] | None = None
+    ) -> tuple[list[float], Tensor | None]:
+        """Return the rates of all classes for one spec, and the locations (classes, 2) of patches (None: random).
+
+        Args:
+            view: of this detector's knowledge.
+            spec: how patches are stamped.
+            labels: the classes that are screened, all others get a rate of 0; None: all.
+        """
+        labels = list(range(view.classes)) if labels is None else sorted(labels)
+        locations = None
+        if spec.fixed_location:
+            locations = torch.zeros(view.classes, 2, dtype=torch.long)
+            locations[labels] = self.locations(view, spec, labels)
         # of large images, only some classes share each pass through the model
         per_class = (self.settings.triggers_per_step * self.settings.images_per_trigger, 3, *view.image_size)
-        groups = torch.arange(view.classes).split(batch_size_for(per_class, view.classes))
-        return [rate for group in groups for rate in self._rates(view, spec, group.tolist(), locations)], locations
+        rates = [0.0] * view.classes
+        for group in torch.tensor(labels).split(batch_size_for(per_class, view.classes)):
+            for label, rate in zip(group.tolist(), self._rates(view, spec, group.tolist(), locations), strict=True):
+                rates[label] = rate
+        return rates, locations
 
-    def locations(self, view: DefenderView, spec: PatchSpec) -> Tensor:
-        """Return where the patches of each class are stamped -> (classes, 2)."""
+    def locations(self, view: DefenderView, spec: PatchSpec, labels: Sequence[int]) -> Tensor:
+        """Return where the patches of each of these classes are stamped -> (len(labels), 2)."""
         raise NotImplementedError("Screening has random locations only; use LocationScreening")
 
     def _rates(self, view: DefenderView, spec: PatchSpec, labels: list[int], locations: Tensor | None) -> list[float]:
@@ -211,10 +230,10 @@ class LocationScreening(Screening):
         """Return every size with random locations and with a fixed one."""
         return [PatchSpec(spec.size, fixed) for spec in super().specs(view) for fixed in (False, True)]
 
-    def locations(self, view: DefenderView, spec: PatchSpec) -> Tensor:
-        """Return the most promising location of each class -> (classes, 2)."""
+    def locations(self, view: DefenderView, spec: PatchSpec, labels: Sequence[int]) -> Tensor:
+        """Return the most promising location of each of these classes -> (len(labels), 2)."""
         search = (self.stride, self.patches_per_location, self.shortlist)
-        return find_locations(view, spec.size, *search, clean=fit_and_holdout(view)[0])
+        return find_locations(view, spec.size, *search, clean=fit_and_holdout(view)[0], labels=labels)
 
 
 def by_text(values: dict[PatchSpec, object]) -> dict[str, object]:

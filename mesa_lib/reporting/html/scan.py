@@ -97,6 +97,7 @@ def page(scanned: Scan, name: str) -> str:
             line
             | {"recall": recall, "mistaken": mistaken, "patches": line["rule"] + location(line["location"])}
             | {"margin": ratio, "suspicious": line["class"] in result["suspicious"]}
+            | {"screened": line["class"] not in result["not screened"]}
             for line, (recall, mistaken), ratio in zip(result["verdicts"], pairs, ratios, strict=True)
         ],
         gallery=gallery(scanned),
@@ -121,7 +122,8 @@ def summary(result: dict) -> str:
         for line in flagged
     ]
     if not flagged:
-        nearest = max(result["verdicts"], key=lambda line: line["rate"] / line["limit"])
+        lines = [line for line in result["verdicts"] if line["class"] not in result["not screened"]]
+        nearest = max(lines, key=lambda line: line["rate"] / line["limit"])
         sentences = [
             f"The class that comes nearest to its limit is {nearest['class']}: with patches of {nearest['rule']}, "
             f"{nearest['rate']:.1%} of images of other classes are misclassified as it; the limit is "
@@ -183,6 +185,10 @@ def limits(result: dict) -> str:
     sides = ", ".join(dict.fromkeys(spec.split()[0] for spec in result["verdicts"][0]["screened"]))
     stride = result["settings"]["screening"]["stride"]
     skipped = f" Skipped for lack of time: patches of {', '.join(result['skipped'])}." if result["skipped"] else ""
+    if names := result["not screened"]:
+        skipped += (
+            f" For lack of time, no patches were tried for the classes with the lowest margins: {', '.join(names)}."
+        )
     reference = (
         "the number of clean models with such a class stands beside each"
         if result["clean models"]

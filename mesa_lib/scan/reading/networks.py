@@ -4,6 +4,7 @@ Where people usually change an architecture, the file says so: one channel, a 3x
 """
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -27,6 +28,14 @@ COMMON = (
     "resnet18", "resnet34", "resnet50", "resnet101", "vgg16", "vgg16_bn", "vgg19_bn", "mobilenet_v2",
     "mobilenet_v3_small", "mobilenet_v3_large", "densenet121", "efficientnet_b0", "alexnet", "squeezenet1_1",
     "vit_b_16",
+)  # fmt: skip
+
+
+#: networks of timm that it is compared with, too, if timm is installed
+COMMON_TIMM = (
+    "resnet18", "resnet50", "resnet26d", "vit_tiny_patch16_224", "vit_small_patch16_224", "deit_tiny_patch16_224",
+    "efficientnet_b0", "mobilenetv3_small_100", "mobilenetv3_large_100", "convnext_tiny", "regnety_002",
+    "swin_tiny_patch4_window7_224", "densenet121",
 )  # fmt: skip
 
 
@@ -104,8 +113,12 @@ def changed(network: nn.Module, header: Header) -> nn.Module:
 def hint(header: Header, classes: int) -> str:
     """Return `; did you mean cifar:resnet18?` if a file fits a network of another name; else an empty text."""
     names = [f"{CIFAR}{name}" for name in cifar_networks.NAMES] + [f"{TORCHVISION}{name}" for name in COMMON]
+    names += [f"{TIMM}{name}" for name in COMMON_TIMM] if importlib.util.find_spec("timm") else []
     for name in names:
-        build = named_network(name, classes, header)
+        try:
+            build = named_network(name, classes, header)
+        except ValueError:  # not in this version of timm
+            continue
         try:
             checkpoint.match_names(header, without_memory(build), classes)
         except ValueError as error:

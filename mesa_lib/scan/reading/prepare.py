@@ -1,6 +1,7 @@
 """Any `nn.Module` as the scanner takes it: tried on some images first, in float32, with logits of a usual size."""
 
 import copy
+import re
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from mesa_lib.store.sanitize import sanitize
 
 #: the median distance of the two highest logits of a model while it is scanned: that of small networks here
 MARGIN = 6.0
+#: words of an error that another size of the images may mend
+SHAPES = re.compile(r"shape|size|dimension|smaller|larger|match|\d+x\d+", re.I)
 #: images on which a model is tried
 TRIED = 64
 
@@ -123,9 +126,8 @@ def _outputs(wrapped: WrappedClassifier, images: Tensor) -> Tensor:
         message = f"the model returns a {sanitize(str(error))}; expected one tensor, a number for each class"
         raise ValueError(message) from error
     except Exception as error:  # third-party code may raise anything
-        raise ValueError(
-            f"the model does not take images of {size} pixels ({_first_line(error)}); try another image_size"
-        ) from error
+        advice = "try another image_size" if SHAPES.search(str(error)) else "expected a network of images (B, 3, H, W)"
+        raise ValueError(f"the model does not take images of {size} pixels ({_first_line(error)}); {advice}") from error
 
 
 def _first_line(error: Exception) -> str:
