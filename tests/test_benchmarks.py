@@ -321,3 +321,25 @@ def test_defaults_are_judged_on_images_that_no_repair_sees(tiny):
     work, judge = script.split_modeling(split, judged=20)
     assert len(work) == 40 and len(judge) == 20
     assert sorted([*work.labels.tolist(), *judge.labels.tolist()]) == list(range(60))
+
+
+def test_the_halves_of_the_zoo_share_no_target_side_or_network(tmp_path):
+    script = importlib.import_module("zoo")
+    made = {half: [m.changes(tmp_path) for m in script.models(50) if m.half == half] for half in script.HALVES}
+    for key in ("target", "network", "seed"):
+        values = [
+            {(c[key], c["width"]) if key == "network" else c[key] for c in made[half] if key in c} for half in made
+        ]
+        assert values[0] and not values[0] & values[1]
+    assert not {*script.HALVES["limits"]["sides"]} & {*script.HALVES["counted"]["sides"]}
+    assert len(made["limits"]) == len(made["counted"]) == 100
+    assert len({c["seed"] for changes in made.values() for c in changes}) == 200
+
+
+def test_a_model_of_the_zoo_is_scored_by_its_stages(tiny, monkeypatch):
+    script = importlib.import_module("zoo")
+    pipeline = Pipeline(params.check(tiny))
+    wanted = {name: script.stages()[name] for name in ("last layer", "random patches")}
+    found = {name: script.scored(detectors, pipeline, pipeline.clean().model) for name, detectors in wanted.items()}
+    assert all(len(stage["scores"]) == 10 and stage["seconds"] >= 0 for stage in found.values())
+    assert 0 <= max(found["random patches"]["scores"]) <= 1
