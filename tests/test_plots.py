@@ -120,6 +120,8 @@ def test_the_other_figures_take_what_the_library_makes():
     assert len(plots.modeling_curves(fitted.levels).axes) == 3
     toy = plots.toy_staircase(torch.rand(10, 10), {"level": fitted.sample(5, torch.Generator().manual_seed(0))})
     assert len(toy.axes) == 2
+    outlined = plots.toy_staircase(torch.rand(10, 10), {"a": torch.rand(5, 2), "b": torch.rand(5, 2)}, sets={"a": 0.5})
+    assert [len(axis.collections) for axis in outlined.axes] == [0, 2, 1], "dots, and a line around the set"
     assert len(plots.success_ecdf({"a": torch.rand(10), "b": torch.rand(10)}).axes[0].lines) == 2
     assert plots.location_heatmap(torch.rand(5, 5), "locations").axes[0].get_title() == "locations"
 

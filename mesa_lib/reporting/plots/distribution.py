@@ -79,8 +79,14 @@ def mine_curves(runs: dict[float, tuple[float, list[float]]], exact: dict[float,
     return figure
 
 
-def toy_staircase(density: Tensor, samples: dict[str, Tensor], title: str = "") -> Figure:
-    """Return a density on [0, 1]^2, (n, n), beside samples (m, 2) from the generators of several levels."""
+def toy_staircase(
+    density: Tensor, samples: dict[str, Tensor], title: str = "", sets: dict[str, float] | None = None
+) -> Figure:
+    """Return a density on [0, 1]^2, (n, n), beside samples (m, 2) from the generators of several levels.
+
+    Args:
+        sets: name of some samples -> level beta; a line is drawn around the set where the density reaches it.
+    """
     names = ["density F", *samples]
     figure, axes = plt.subplots(1, len(names), figsize=(2.7 * len(names), 2.9), sharex=True, sharey=True)
     for axis, name in zip(axes, names, strict=True):
@@ -89,6 +95,9 @@ def toy_staircase(density: Tensor, samples: dict[str, Tensor], title: str = "") 
         if name in samples:
             x = samples[name].numpy()
             axis.scatter(x[:, 0], x[:, 1], s=5, color=COLORS["MESA"], alpha=0.6, linewidths=0)
+        if sets and name in sets:
+            corners = np.linspace(0, 1, len(density))
+            axis.contour(corners, corners, density.T.numpy(), [sets[name]], colors=COLORS["attacked"], linewidths=1.2)
         axis.set(xlim=(0, 1), ylim=(0, 1), title=name, xticks=[0, 1], yticks=[0, 1])
     if title:
         figure.suptitle(title, fontsize=12)
