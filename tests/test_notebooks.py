@@ -129,6 +129,7 @@ def test_links_between_notebooks_lead_somewhere(book, file):
 
 #: notebooks in whose markdown no measured figure is typed
 COMPUTED = (
+COMPUTED = (
     "00_quickstart", "01_attacking", "02_modeling", "03_visualizing", "05_paper", "07_other_defenses",
     "09_benchmark", "one_victim",
 )  # fmt: skip
