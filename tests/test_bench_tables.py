@@ -149,12 +149,13 @@ def test_classes_stand_beside_the_threshold_of_each_way_of_stamping():
     classes = pd.DataFrame(
         {"data": ["a", "a", "b"], "class": ["planted", "other", "clean"], "x": [99, 5, 7], "y": [80, 10, 12]}
     )
-    figure = plots.screening_rates(classes, {"x": 77, "y": 93})
+    figure = plots.screening_rates(classes, {"x": 77, "y": 93}, "a sentence")
+    assert figure.get_suptitle() == "a sentence"
     assert [axis.get_title() for axis in figure.axes] == ["x", "y"]
     assert [axis.lines[-1].get_xdata()[0] for axis in figure.axes] == [77, 93]
     drawn = sorted(x for dots in figure.axes[1].collections for x, _ in dots.get_offsets())
     assert drawn == [10, 12, 80]
-    assert [text.get_text() for text in figure.legends[0].texts] == ["planted", "other", "clean"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["planted", "other", "clean", "limit"]
     plt.close(figure)
 
 

@@ -131,12 +131,24 @@ def test_rounds_show_the_truth_beside_what_each_residual_check_measured():
         {"asr": 0.9, "searched": 0.1, "sampled": 0.7, "earlier": 0.0},
         {"asr": 0.02, "searched": 0.05, "sampled": 0.01, "earlier": 0.03},
     ]
-    figure = plots.repair_rounds({"one": records, "two": records[:1]}, clear_below=0.2, clean_model_asr=(0.004, 0.01))
+    series = {"one": records, "two": records[:1]}
+    figure = plots.repair_rounds(series, clear_below=0.2, clean_model_asr=(0.004, 0.01), title="a sentence")
+    assert figure.get_suptitle() == "a sentence"
     truth, earlier, sampled, searched, threshold, clean = figure.axes[0].lines
     assert list(truth.get_ydata()) == [90, 2] and list(earlier.get_ydata()) == [0.3, 3], "a logarithmic axis has no 0"
     assert list(sampled.get_ydata()) == [70, 1] and list(searched.get_ydata()) == [10, 5]
     assert threshold.get_ydata()[0] == 20 and clean.get_ydata()[0] == pytest.approx(0.4)
     assert [a.get_title() for a in figure.axes] == ["one", "two"]
+
+
+def test_sources_of_triggers_are_points_before_and_after_the_repair():
+    points = {"patch": {"MESA": (0.9, 0.01), "random mixed": (0.05, 0.5)}, "covered": {"MESA": (0.8, 0.0)}}
+    (axis,) = plots.asr_by_source(points, "a sentence").axes
+    drawn = {(x, y): line for line in axis.lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    assert sorted(drawn) == [(5, 50), (80, 0), (90, 1)]
+    assert drawn[90, 1].get_color() == drawn[80, 0].get_color() == plots.COLORS["MESA"]
+    assert drawn[90, 1].get_marker() == drawn[5, 50].get_marker() != drawn[80, 0].get_marker()
+    assert axis.figure.legends[0].texts[-1].get_text() == "random mixed"
 
 
 def test_every_public_function_of_a_module_is_on_the_facade():

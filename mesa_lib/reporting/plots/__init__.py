@@ -29,6 +29,7 @@ from mesa_lib.reporting.plots.readme import before_and_after
 from mesa_lib.reporting.plots.repair import (
     CHECKS,
     asr_by_control,
+    asr_by_source,
     asr_by_task,
     asr_by_trigger,
     means_with_intervals,
@@ -43,6 +44,7 @@ __all__ = [
     "COLORS",
     "MARKS",
     "asr_by_control",
+    "asr_by_source",
     "asr_by_task",
     "asr_by_trigger",
     "before_and_after",

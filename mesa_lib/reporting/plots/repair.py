@@ -54,7 +54,40 @@ def asr_by_control(tables: dict[str, list[dict]], title: str = "") -> Figure:
     return figure
 
 
-def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model_asr: Sequence[float]) -> Figure:
+def asr_by_source(points: dict[str, dict[str, tuple[float, float]]], title: str = "") -> Figure:
+    """Return what a repair leaves against how much its triggers activate the backdoor; one point a source of triggers.
+
+    Colors are sources, markers are attacks. Both axes are linear near zero and logarithmic above.
+
+    Args:
+        points: attack -> source -> mean ASR of its triggers on the attacked model, and ASR of the attacker's trigger
+            after the repair that stamps them, both in [0, 1].
+        title: what the figure shows, as a sentence.
+    """
+    figure, axis = plt.subplots(figsize=(7.4, 3.9))
+    sources = list(dict.fromkeys(source for by_source in points.values() for source in by_source))
+    for (attack, by_source), mark in zip(points.items(), "osD^", strict=False):
+        for source, (before, after) in by_source.items():
+            axis.plot(100 * before, 100 * after, mark, color=color(source), mec="black", mew=0.6, ms=8, zorder=3)
+        axis.plot([], [], mark, color="white", mec="black", label=f"attack: {attack}")
+    for source in sources:
+        axis.plot([], [], "o", color=color(source), label=source)
+    percent_axis(axis)
+    axis.set_xscale("symlog", linthresh=1, linscale=0.8)
+    ticks = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+    axis.set_xticks(ticks, list(map(str, ticks)))
+    axis.set_xlim(-0.1, 130)
+    axis.set_ylim(-0.3, 150)
+    axis.minorticks_off()
+    axis.set(xlabel="mean ASR of the source's triggers before the repair (%)", ylabel="ASR left by the repair (%)")
+    axis.set_title(title, fontsize=12, loc="left")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def repair_rounds(
+    series: dict[str, list[dict]], clear_below: float, clean_model_asr: Sequence[float], title: str = ""
+) -> Figure:
     """Return, after every repair round, the ASR of the attacker's trigger and what each residual check measured.
 
     The axis is logarithmic; values below 0.3% are drawn there.
@@ -63,6 +96,7 @@ def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model
         series: title -> one record per round with `asr` and the keys of `CHECKS`, all in [0, 1].
         clear_below: the threshold of an all-clear.
         clean_model_asr: of each title.
+        title: what the figure shows, as a sentence.
     """
     lines = {
         "asr": ("attacker's trigger", COLORS["attacked"], "o-"),
@@ -71,8 +105,8 @@ def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model
         "searched": (CHECKS["searched"], COLORS["clean model"], "s--"),
     }
     most = max(len(records) for records in series.values())
-    figure, axes = panels(len(series), len(series), 3.0, 3.4, sharey=True)
-    for axis, clean_rate, (title, records) in zip(axes, clean_model_asr, series.items(), strict=True):
+    figure, axes = panels(len(series), len(series), 3.0, 3.5, sharey=True)
+    for axis, clean_rate, (name_of_series, records) in zip(axes, clean_model_asr, series.items(), strict=True):
         numbers = range(1, len(records) + 1)
         for name, (label, shade, style) in lines.items():
             axis.plot(numbers, [max(100 * r[name], 0.3) for r in records], style, color=shade, label=label, ms=5)
@@ -82,9 +116,11 @@ def repair_rounds(series: dict[str, list[dict]], clear_below: float, clean_model
         axis.set(xlabel="round", xlim=(0.7, most + 0.3), ylim=(0.25, 130), xticks=range(1, most + 1))
         axis.set_yticks([1, 3, 10, 30, 100], ["1", "3", "10", "30", "100"])
         axis.minorticks_off()
-        axis.set_title(title, fontsize=11)
+        axis.set_title(name_of_series, fontsize=10)
     axes[0].set_ylabel("attack success rate (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=12)
     return figure
 
 
