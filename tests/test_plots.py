@@ -14,7 +14,7 @@ from PIL import Image
 from mesa_lib import mine, staircase
 from mesa_lib.evaluation import intervals
 from mesa_lib.reporting import plots
-from mesa_lib.reporting.plots import benchmark, distribution, repair, scan, style, training
+from mesa_lib.reporting.plots import benchmark, detection, distribution, repair, scan, style, training
 from mesa_lib.settings import Settings
 
 
@@ -152,7 +152,7 @@ def test_sources_of_triggers_are_points_before_and_after_the_repair():
 
 
 def test_every_public_function_of_a_module_is_on_the_facade():
-    for module in (benchmark, distribution, repair, scan, training):
+    for module in (benchmark, detection, distribution, repair, scan, training):
         functions = [
             name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
         ]
@@ -174,3 +174,37 @@ def test_a_compact_figure_has_150_dpi_and_a_palette():
     figure = plots.points_by_repair({"one": {"patch": [0.3]}}, "ASR (%)", "title")
     picture = Image.open(BytesIO(plots.compact_png(figure)))
     assert picture.mode == "P" and picture.width > 1000
+
+
+def test_class_scores_have_one_row_a_search_and_a_diamond_for_each_planted_class():
+    scores, planted = {"one": [0.1, 60, 0.3], "two": [0, 0, 1]}, {"one": [1], "two": []}
+    for scale, drawn in (("percent", "symlog"), ("symlog", "symlog"), ("linear", "linear")):
+        (axis,) = plots.class_scores(scores, planted, 20, "ASR (%)", "a sentence", scale=scale).axes
+        others, targets = axis.collections
+        assert len(others.get_offsets()) == 5 and targets.get_offsets().data.tolist() == [[60, 0]]
+        assert axis.get_xscale() == drawn and axis.get_title(loc="left") == "a sentence"
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "two"]
+    assert not len(plots.class_scores({"two": [1, 2]}, planted, 20, "", "").axes[0].collections[1].get_offsets())
+
+
+def test_counts_by_detector_show_each_group_with_its_interval():
+    flags = {"A": {"attacked": [True] * 5, "clean": [False] * 5}, "B": {"attacked": [False] * 5, "clean": [True] * 5}}
+    figure = plots.counts_by_detector(flags, "a sentence")
+    axis = figure.axes[0]
+    dots = [
+        float(line.get_xdata()[0])
+        for line in axis.lines
+        if line.get_marker() in ("o", "s") and len(line.get_xdata()) == 1
+    ]
+    assert dots == [100, 0, 0, 100]
+    low, high = axis.lines[0].get_xdata()
+    assert low == pytest.approx(100 * intervals.clopper_pearson(5, 5)[0]) and high == 100
+    assert [text.get_text() for text in figure.legends[0].texts] == ["attacked (5)", "clean (5)"]
+
+
+def test_response_maps_name_the_pixels_that_the_fields_stand_for():
+    positions = torch.arange(0, 14, 2), torch.arange(0, 20, 2)
+    figure = plots.response_maps({"x": torch.rand(7, 10), "y": torch.rand(7, 10)}, positions, "a sentence")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["x", "y"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "10"]
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["0", "10"]

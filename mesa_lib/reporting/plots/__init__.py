@@ -13,6 +13,7 @@ from mesa_lib.reporting.plots.benchmark import (
     scores_by_model,
 )
 from mesa_lib.reporting.plots.compact import compact, compact_png
+from mesa_lib.reporting.plots.detection import class_scores, counts_by_detector, response_maps
 from mesa_lib.reporting.plots.distribution import (
     MARKS,
     distribution_map,
@@ -48,9 +49,11 @@ __all__ = [
     "asr_by_task",
     "asr_by_trigger",
     "before_and_after",
+    "class_scores",
     "close_ups",
     "compact",
     "compact_png",
+    "counts_by_detector",
     "distribution_map",
     "distribution_maps",
     "embed",
@@ -66,6 +69,7 @@ __all__ = [
     "pruning_curves",
     "ranked_asr",
     "repair_rounds",
+    "response_maps",
     "score_histograms",
     "scores_by_class",
     "scores_by_model",
