@@ -14,7 +14,7 @@ from PIL import Image
 from mesa_lib import mine, staircase
 from mesa_lib.evaluation import intervals
 from mesa_lib.reporting import plots
-from mesa_lib.reporting.plots import benchmark, detection, distribution, repair, scan, style, training
+from mesa_lib.reporting.plots import attacks, benchmark, detection, distribution, repair, scan, style, training
 from mesa_lib.settings import Settings
 
 
@@ -152,7 +152,7 @@ def test_sources_of_triggers_are_points_before_and_after_the_repair():
 
 
 def test_every_public_function_of_a_module_is_on_the_facade():
-    for module in (benchmark, detection, distribution, repair, scan, training):
+    for module in (attacks, benchmark, detection, distribution, repair, scan, training):
         functions = [
             name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
         ]
@@ -208,3 +208,27 @@ def test_response_maps_name_the_pixels_that_the_fields_stand_for():
     assert [axis.get_title() for axis in figure.axes[:2]] == ["x", "y"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "10"]
     assert [label.get_text() for label in figure.axes[1].get_yticklabels()] == ["0", "10"]
+
+
+def test_trigger_pictures_show_each_image_and_its_change():
+    clean = torch.full((3, 6, 6), 0.25)
+    white = clean.clone()
+    white[:, 0, 0] = 1
+    figure = plots.trigger_pictures(clean, {"a": white, "b": clean}, "a sentence")
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["clean", "a", "b"]
+    change = figure.axes[4].images[0].get_array()
+    assert change[0, 0, 0] == pytest.approx(0.875) and change[1, 1, 0] == pytest.approx(0.5)
+
+
+def test_attack_rates_show_rate_and_interval_of_each_model():
+    half, none = (intervals.proportion(torch.tensor(hits)) for hits in ([True, False] * 8, [False] * 16))
+    figure = plots.attack_rates({"x": {"attacked": half, "clean model": none}}, "a sentence")
+    bars = [line.get_xdata() for line in figure.axes[0].lines if line.get_linewidth() == 3]
+    assert list(bars[0]) == [100 * half["low"], 100 * half["high"]] and list(bars[1]) == [0, 100 * none["high"]]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["attacked", "clean model"]
+
+
+def test_matrices_and_pruning_curves_have_a_title_for_all_panels():
+    assert plots.matrices({"a": torch.eye(3)}, "x", "y", "a sentence").get_suptitle() == "a sentence"
+    curves = plots.pruning_curves({"a": {"ASR": [1, 0], "clean accuracy": [1, 0.5]}}, "a sentence")
+    assert curves.get_suptitle() == "a sentence" and len(curves.axes[0].lines) == 2

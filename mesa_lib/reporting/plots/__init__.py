@@ -3,6 +3,7 @@
 `from mesa_lib.reporting import plots`, then `plots.theme()` once and `plots.NAME(...)`.
 """
 
+from mesa_lib.reporting.plots.attacks import attack_rates, trigger_pictures
 from mesa_lib.reporting.plots.benchmark import (
     heatmap,
     matrices,
@@ -48,6 +49,7 @@ __all__ = [
     "asr_by_source",
     "asr_by_task",
     "asr_by_trigger",
+    "attack_rates",
     "before_and_after",
     "class_scores",
     "close_ups",
@@ -78,4 +80,5 @@ __all__ = [
     "theme",
     "toy_staircase",
     "training_curves",
+    "trigger_pictures",
 ]

@@ -19,26 +19,28 @@ def _group_color(group: str) -> str:
     return COLORS["clean model" if group.startswith("clean") else "attacked"]
 
 
-def matrices(matrices: dict[str, Tensor], xlabel: str, ylabel: str) -> Figure:
-    """Return square matrices of fractions side by side: title -> (n, n) with values in [0, 1]."""
+def matrices(matrices: dict[str, Tensor], xlabel: str, ylabel: str, title: str = "") -> Figure:
+    """Return square matrices of fractions side by side: name -> (n, n) with values in [0, 1]."""
     figure, axes = panels(len(matrices), 4, 3.1, 3.1)
-    for axis, (title, values) in zip(axes, matrices.items(), strict=True):
+    for axis, (name, values) in zip(axes, matrices.items(), strict=True):
         image = axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
-        axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xticks=range(len(values)), yticks=range(len(values)))
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel, xticks=range(len(values)), yticks=range(len(values)))
         axis.grid(False)
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the row")
+    figure.suptitle(title, fontsize=13)
     return figure
 
 
-def pruning_curves(curves: dict[str, dict[str, Sequence[float]]]) -> Figure:
-    """Return accuracy and ASR while channels are pruned, one model a panel: title -> curve -> fractions in [0, 1]."""
+def pruning_curves(curves: dict[str, dict[str, Sequence[float]]], title: str = "") -> Figure:
+    """Return accuracy and ASR while channels are pruned, one model a panel: name -> curve -> fractions in [0, 1]."""
     figure, axes = panels(len(curves), 3, 4.2, 3, sharey=True)
-    for axis, (title, lines) in zip(axes, curves.items(), strict=True):
+    for axis, (model, lines) in zip(axes, curves.items(), strict=True):
         for name, values in lines.items():
             axis.plot(100 * np.array(values), label=name, color=COLORS["attacked" if name == "ASR" else "clean model"])
-        axis.set(title=title, xlabel="channels pruned", ylim=(-3, 103))
-    axes[0].set_ylabel("%")
+        axis.set(title=model, xlabel="channels pruned", ylim=(-3, 103))
+    axes[0].set_ylabel("clean accuracy, ASR (%)")
     axes[-1].legend(loc="lower left")
+    figure.suptitle(title, fontsize=13)
     return figure
 
 
