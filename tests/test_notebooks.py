@@ -129,7 +129,6 @@ def test_links_between_notebooks_lead_somewhere(book, file):
 
 #: notebooks in whose markdown no measured figure is typed
 COMPUTED = (
-COMPUTED = (
     "00_quickstart", "01_attacking", "02_modeling", "03_visualizing", "04_defending", "05_paper",
     "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", "10_scan_a_model", "one_victim",
 )  # fmt: skip
