@@ -23,7 +23,7 @@ def matrices(matrices: dict[str, Tensor], xlabel: str, ylabel: str, title: str =
     """Return square matrices of fractions side by side: name -> (n, n) with values in [0, 1]."""
     figure, axes = panels(len(matrices), 4, 3.1, 3.1)
     for axis, (name, values) in zip(axes, matrices.items(), strict=True):
-        image = axis.imshow(values, vmin=0, vmax=1, cmap="Blues")
+        image = axis.imshow(values.numpy(), vmin=0, vmax=1, cmap="Blues")
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel, xticks=range(len(values)), yticks=range(len(values)))
         axis.grid(False)
     figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the row")

@@ -100,7 +100,7 @@ def response_maps(maps: dict[str, Tensor], positions: tuple[Tensor, Tensor], tit
     figure, axes = plt.subplots(1, len(maps), figsize=(2.9 * len(maps), 3.1), squeeze=False)
     ticks = [np.arange(0, len(pixels), 5) for pixels in positions]
     for axis, (name, values) in zip(axes[0], maps.items(), strict=True):
-        drawn = axis.imshow(values, vmin=0, vmax=high, cmap="viridis")
+        drawn = axis.imshow(values.numpy(), vmin=0, vmax=high, cmap="viridis")
         axis.set_xticks(ticks[1], positions[1].numpy()[ticks[1]])
         axis.set_yticks(ticks[0], positions[0].numpy()[ticks[0]])
         axis.set_title(name, fontsize=11)
