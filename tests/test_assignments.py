@@ -247,7 +247,7 @@ FOREIGN = (
         "1080",
     ),
     ("ps2_mine", "ps2-spread", "apart_with, apart_without = apart[0.1], apart[0.0]", "0.18343, 0.05332"),
-    ("ps3_staircase", "ps3-even", "break_even = (0.9 - 0.10) / (MUCH - LITTLE)", "0.28369"),
+    ("ps3_staircase", "ps3-even", "break_even = math.log(0.9 / 0.10) / (MUCH - LITTLE)", "0.77916"),
     (
         "ps4_repair",
         "ps4-paired",
