@@ -4,9 +4,12 @@ nbgrader grades three hand-ins of each set, as an instructor would. All mistakes
 this process (`hand_ins`), some twenty times as fast. All sets share one store: models are trained once.
 """
 
+import csv
 import os
 import re
 import shutil
+import subprocess
+import sys
 from importlib import util
 from pathlib import Path
 
@@ -234,6 +237,39 @@ def test_right_solutions_and_slow_mistakes_in_one_process(course, name):
         errors = hand_ins.run({cell: with_mistake(hand_ins.cells[cell], mistake)})
         assert {part: worth[part] for part in errors} == mistake["costs"], (mistake["what"], errors)
         assert any(mistake["message"] in error for error in errors.values()), (mistake["what"], errors)
+
+
+@pytest.mark.long
+@each_set
+def test_the_guides_commands_grade_a_set_in_a_bare_shell(temporary_runs, tmp_path, name):
+    """The instructor's copy, handed in by two students: one complete, one with an empty first part."""
+    folder = tmp_path / "assignments"
+    shutil.copytree(ASSIGNMENTS, folder, ignore=shutil.ignore_patterns("release", "variant", "*.db"))
+    book = source(name)
+    first = next(cell for cell in book.cells if cell.metadata.get("nbgrader", {}).get("solution"))
+    costs = {part for mistake in MISTAKES[name] if mistake["cell"] == first.id for part in mistake["costs"]}
+    for student in ("complete", "without-part-1"):
+        hand_in = folder / "submitted" / student / name / f"{name}.ipynb"
+        hand_in.parent.mkdir(parents=True)
+        nbformat.write(book, hand_in)
+        first.source = "raise NotImplementedError()"
+    guide = (ASSIGNMENTS / "README.md").read_text()
+    commands = re.findall(r"^    \.\./\.venv/bin/(nbgrader [^#\n]+)", guide, re.M)
+    assert [command.split()[1] for command in commands] == [
+        "generate_assignment", "autograde", "generate_feedback", "export",
+    ]  # fmt: skip
+    shell = {"HOME": str(tmp_path), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    shell |= {"PYTHONPATH": str(paths.root()), "MESA_RUNS": os.environ["MESA_RUNS"]}  # this checkout, its models
+    for command in commands:
+        line = f"{Path(sys.executable).parent}/{command.replace('ps1_planting', name)}"
+        done = subprocess.run(["sh", "-c", line], cwd=folder, env=shell, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    with (folder / "grades.csv").open() as table:
+        scores = {row["student_id"]: float(row["score"]) for row in csv.DictReader(table) if row["assignment"] == name}
+    worth = points(book)
+    assert scores == {"complete": 20, "without-part-1": 20 - sum(worth[part] for part in costs)}
+    for student in scores:
+        assert (folder / "feedback" / student / name / f"{name}.html").is_file()
 
 
 # --- variants --------------------------------------------------------------------------------------------
