@@ -4,6 +4,7 @@ nbgrader grades three hand-ins of each set, as an instructor would. All mistakes
 this process (`hand_ins`), some twenty times as fast. All sets share one store: models are trained once.
 """
 
+import ast
 import csv
 import os
 import re
@@ -180,6 +181,31 @@ def test_a_set_has_twenty_points_by_tests_and_four_by_hand(name):
     cells = [cell.metadata.get("nbgrader", {}) for cell in source(name).cells]
     by_hand = [cell["points"] for cell in cells if cell.get("grade") and cell["solution"]]
     assert sum(points(source(name)).values()) == 20 and by_hand == [4]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_task_has_a_list_a_check_and_two_hints(name):
+    text = ""
+    for cell in source(name).cells:
+        if cell.cell_type == "markdown":
+            text = cell.source
+        elif cell.metadata.get("nbgrader", {}).get("solution"):
+            assert "\n- " in text, f"{cell.id}: expected the requirements as a list"
+            assert "**To check yourself:**" in text, f"{cell.id}: expected a number or a picture to check oneself by"
+            for hint in ("First hint", "Second hint"):
+                # without empty lines Jupyter shows the hint's markdown as it was typed
+                assert f"<details><summary>{hint}</summary>\n\n" in text, f"{cell.id}: expected a {hint.lower()}"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_assert_names_its_part_and_says_what_was_expected(name):
+    for cell in source(name).cells:
+        if cell.id in points(source(name)):
+            for node in ast.walk(ast.parse(cell.source)):
+                if isinstance(node, ast.Assert):
+                    message = ast.unparse(node.msg).lstrip("f")[1:-1] if node.msg else ""
+                    assert re.match(r"part \d: ", message), f"{cell.id}: {ast.unparse(node)}"
+                    assert ".shape" not in message and " == " not in message, f"{cell.id}: {message}"
 
 
 # --- what is graded --------------------------------------------------------------------------------------
