@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # JOBS files at a time, one thread each; what is trained is kept in .test-store/ until the sources change
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --nbval
 
-.PHONY: run test test-all lab book install notebooks assignments
+.PHONY: run test test-all lab play book install notebooks assignments
 
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
@@ -24,6 +24,9 @@ test-all: test  ## also the long tests: detection statistics, hostile input at f
 
 lab: $(INSTALLED)  ## open the notebooks
 	$(BIN)/jupyter lab notebooks/00_quickstart.ipynb
+
+play: $(INSTALLED)  ## the playground in a browser: stamp triggers, see what every model predicts
+	$(BIN)/python -m mesa_lib play
 
 book: $(INSTALLED)  ## the documentation and the notebooks as a website: docs/_build/html/index.html
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html

@@ -24,9 +24,12 @@ def file(request):
     return request.param
 
 
-@pytest.fixture(params=[f for f in BOOKS if f.stem != notebooks.VICTIM_NOTEBOOK], ids=lambda f: f.stem)
+APART = (notebooks.VICTIM_NOTEBOOK, notebooks.PLAYGROUND)
+
+
+@pytest.fixture(params=[f for f in BOOKS if f.stem not in APART], ids=lambda f: f.stem)
 def chapter(request):
-    """A notebook of the series; that of the benchmark is none."""
+    """A notebook of the series; that of the benchmark is none, and the playground is for other things than reading."""
     return nbformat.read(request.param, 4)
 
 
@@ -41,7 +44,7 @@ def code(book):
 
 def test_the_series_is_whole():
     later = ["05_paper", "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", "10_scan_a_model"]
-    later += [notebooks.VICTIM_NOTEBOOK]
+    later += [notebooks.VICTIM_NOTEBOOK, notebooks.PLAYGROUND]
     assert [f.stem for f in BOOKS] == ["00_quickstart", *notebooks.SERIES, *later]
 
 
@@ -131,6 +134,7 @@ def test_links_between_notebooks_lead_somewhere(book, file):
 COMPUTED = (
     "00_quickstart", "01_attacking", "02_modeling", "03_visualizing", "04_defending", "05_paper",
     "06_other_attacks", "07_other_defenses", "08_detecting", "09_benchmark", "10_scan_a_model", "one_victim",
+    "playground",
 )  # fmt: skip
 #: what a measured figure looks like, outside of code, formulas and links
 MEASURED = re.compile(r"\d+(?:[.,]\d+)?\s?%|(?<![\w.])\d+\.\d+|\b\d+ of (?:the )?\d+\b")

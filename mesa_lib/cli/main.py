@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from mesa_lib import __version__
 from mesa_lib import device as devices
-from mesa_lib.cli import convert, run, scan, sweep
+from mesa_lib.cli import convert, play, run, scan, sweep
 from mesa_lib.experiments.notebooks import SeriesFailed
 
 #: what a command ends with when a signal stops it, as shells have it: 128 + the signal's number
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     sweep.add(commands)
     scan.add(commands)
     convert.add(commands)
+    play.add(commands)
     commands.choices["scan"].set_defaults(function=scan.main)
     return parser
 

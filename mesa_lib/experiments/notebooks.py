@@ -29,6 +29,10 @@ from mesa_lib.store import paths
 SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
 #: one attacked model under every defense of the benchmark: what the benchmark's sweeps run
 VICTIM_NOTEBOOK = "one_victim"
+#: models to touch instead of a chapter to read
+PLAYGROUND = "playground"
+#: outputs that are alive only as long as the kernel
+LIVE = "application/vnd.jupyter.widget-view+json"
 #: the attacks that the series is about: patches at random locations, without and with cover samples
 RANDOM_LOCATION = ("patch", "covered", "adaptive")
 
@@ -242,6 +246,8 @@ def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in book.cells:
         for name in ("papermill", "execution", "widgets"):
             cell.metadata.pop(name, None)
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(LIVE, None)  # its text stays
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"
     return book
