@@ -181,7 +181,7 @@ def test_every_action_changes_the_table(panel):
     panel.stage.press(3, 3)
     panel.stage.drag(100, 60)
     changed("the pattern was dragged")
-    assert panel.scene.location == (1, 3), "22 points a pixel"
+    assert panel.scene.location == (2, 4), "20 points a pixel"
     panel.gallery.press(*(at + 1 for at in panel.gallery.corner(5)))
     assert panel.gallery.chosen == 5 and panel.scene.pattern.equal(panel.gallery.pictures[5])
     changed("a sample was stamped")

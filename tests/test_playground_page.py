@@ -1,6 +1,5 @@
 """The playground in a browser: Voilà serves the notebook, headless Chromium clicks, drags and slides."""
 
-import os
 import re
 import shutil
 import socket
@@ -32,7 +31,7 @@ def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("page") / "log"
     command = [sys.executable, "-m", "mesa_lib", "play", "--no-browser", f"--port={port}"]
     with log.open("w") as stream:
-        server = subprocess.Popen(command, cwd=paths.root(), stdout=stream, stderr=stream, env=os.environ | {})
+        server = subprocess.Popen(command, cwd=paths.root(), stdout=stream, stderr=stream)
     try:
         start = time.monotonic()
         while "is running at" not in log.read_text():
@@ -122,7 +121,7 @@ def test_a_click_on_a_pixel_is_answered_within_a_second(page, record_property):
 def test_dragging_moves_the_pattern(page):
     table, picture = html(page, "mesa-predictions"), page.locator(".mesa-stage").screenshot()
     assert "row 15, column 15" in table
-    drag(page, point(page, ".mesa-stage", 176, 176), point(page, ".mesa-stage", 5 * 11 + 5, 25 * 11 + 5))
+    drag(page, point(page, ".mesa-stage", 160, 160), point(page, ".mesa-stage", 5 * 10 + 5, 25 * 10 + 5))
     table = until_changed(page, "mesa-predictions", table)
     page.wait_for_function(
         "document.querySelector('.mesa-predictions').innerText.includes('row 24, column 4')", timeout=20_000

@@ -29,10 +29,8 @@ from mesa_lib.store import paths
 SERIES = ("01_attacking", "02_modeling", "03_visualizing", "04_defending")
 #: one attacked model under every defense of the benchmark: what the benchmark's sweeps run
 VICTIM_NOTEBOOK = "one_victim"
-#: models to touch instead of a chapter to read
-PLAYGROUND = "playground"
-#: outputs that are alive only as long as the kernel
-LIVE = "application/vnd.jupyter.widget-view+json"
+PLAYGROUND = "playground"  # models to try by hand
+LIVE = "application/vnd.jupyter.widget-view+json"  # outputs that work only as long as their kernel
 #: the attacks that the series is about: patches at random locations, without and with cover samples
 RANDOM_LOCATION = ("patch", "covered", "adaptive")
 

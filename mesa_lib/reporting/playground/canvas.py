@@ -31,10 +31,15 @@ def draw_frame(canvas: Canvas, left: float, top: float, width: float, height: fl
         canvas.stroke_rect(left, top, width, height)
 
 
+def at_most(width: int) -> dict[str, str]:
+    """Return the layout of a canvas of this width in points that becomes smaller on a narrow page."""
+    return {"width": f"{width}px", "max_width": "100%", "height": "auto"}
+
+
 class Stage:
     """An image with a pattern stamped on it, which a click puts elsewhere and a pointer drags."""
 
-    def __init__(self, image_size: tuple[int, int], on_move: Callable[[int, int], None], side: int = 352):
+    def __init__(self, image_size: tuple[int, int], on_move: Callable[[int, int], None], side: int = 320):
         """Prepare an empty picture.
 
         Args:
@@ -44,7 +49,7 @@ class Stage:
         """
         self.scale = max(1, side // max(image_size))
         height, width = (size * self.scale for size in image_size)
-        self.view = MultiCanvas(2, width=width, height=height, layout={"width": f"{width}px", "height": f"{height}px"})
+        self.view = MultiCanvas(2, width=width, height=height, layout=at_most(width))
         self.view.add_class("mesa-stage")
         self._dragging, self._on_move = False, on_move
         self._image: Tensor | None = None
@@ -137,7 +142,7 @@ class PictureGrid:
         height = self.step * -(-len(pictures) // self.columns) + self.GAP
         if (self.view.width, self.view.height) != (width, height):
             self.view.width, self.view.height = width, height
-            self.view.layout = {"width": f"{width}px", "height": f"{height}px"}
+            self.view.layout = at_most(width)
         self.redraw()
 
     def _scale(self) -> int:

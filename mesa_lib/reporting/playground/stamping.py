@@ -120,10 +120,11 @@ class StampingPanel(widgets.VBox):
             self.invert, self.stamped,
         ])  # fmt: skip
         picture = widgets.VBox([title("Location: click or drag"), self.stage.view])
-        right = widgets.VBox([title("What each model predicts"), self.predictions], layout={"min_width": "440px"})
+        right = widgets.VBox([title("What each model predicts"), self.predictions])
         upper = widgets.HBox([drawing, picture, right], layout={"flex_flow": "row wrap", "grid_gap": "18px"})
-        images = widgets.HBox([self.images.view, self.other_images], layout={"align_items": "center"})
-        samples = widgets.HBox([self.gallery.view, self.other_samples], layout={"align_items": "center"})
+        row = {"align_items": "center", "flex_flow": "row wrap"}
+        images = widgets.HBox([self.images.view, self.other_images], layout=row)
+        samples = widgets.HBox([self.gallery.view, self.other_samples], layout=row)
         return widgets.VBox([
             widgets.HBox([title("Attacked model:"), self.attack], layout={"grid_gap": "10px"}), upper,
             title("Image: click one"), images,
