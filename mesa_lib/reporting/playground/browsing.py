@@ -57,7 +57,7 @@ class ResultsPanel(widgets.VBox):
         self.show_repairs()
 
     def __repr__(self) -> str:
-        return "The sliders move in JupyterLab (make lab) and on the page (make play). Here they are only text."
+        return "The sliders work in JupyterLab (make lab) and as a page (make play)."
 
     @property
     def record(self) -> records.SampleRecord:

@@ -15,7 +15,7 @@ from mesa_lib.reporting.playground.scene import Scene, parse_color
 from mesa_lib.reporting.plots.style import color
 
 SAMPLES, COLUMNS = 24, 12
-WITHOUT_KERNEL = "The playground works in JupyterLab (make lab) and as a page (make play). Here it is only text."
+WITHOUT_KERNEL = "The playground works in JupyterLab (make lab) and as a page (make play)."
 
 
 def title(text: str) -> widgets.HTML:
