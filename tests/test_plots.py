@@ -122,7 +122,9 @@ def test_the_other_figures_take_what_the_library_makes():
     assert len(toy.axes) == 2
     outlined = plots.toy_staircase(torch.rand(10, 10), {"a": torch.rand(5, 2), "b": torch.rand(5, 2)}, sets={"a": 0.5})
     assert [len(axis.collections) for axis in outlined.axes] == [0, 2, 1], "dots, and a line around the set"
-    assert len(plots.success_ecdf({"a": torch.rand(10), "b": torch.rand(10)}).axes[0].lines) == 2
+    (shares,) = plots.success_ecdf({"a": torch.rand(10), "b": torch.tensor([0.5, 1.0])}).axes
+    assert len(shares.lines) == 2 and shares.get_xlim()[1] > 100 and shares.get_ylim()[1] > 1, "a jump at 100% is seen"
+    assert list(shares.lines[1].get_ydata()) == [0, 0.5, 1]
     assert plots.location_heatmap(torch.rand(5, 5), "locations").axes[0].get_title() == "locations"
 
 

@@ -122,11 +122,14 @@ def modeling_curves(levels: Sequence, title: str = "") -> Figure:
 
 
 def success_ecdf(rates: dict[str, Tensor], title: str = "") -> Figure:
-    """Return the share of samples whose ASR is at most x: name -> ASR of each trigger (n,) in [0, 1]."""
+    """Return the share of samples whose ASR is at most x: name -> ASR of each trigger (n,) in [0, 1].
+
+    The axes end a little beyond the values, so that the jumps at 0% and at 100% are seen.
+    """
     figure, axis = plt.subplots(figsize=(7, 3.3))
     for (name, values), color in zip(rates.items(), sns.color_palette("colorblind"), strict=False):
         axis.ecdf(100 * values.numpy(), label=name, color=color, linestyle="--" if name == "mixture" else "-")
-    axis.set(xlabel="ASR of a sample (%)", ylabel="share of samples\nat or below", xlim=(0, 100))
+    axis.set(xlabel="ASR of a sample (%)", ylabel="share of samples\nat or below", xlim=(-2, 103), ylim=(0, 1.03))
     axis.set_title(title, fontsize=12, loc="left")
     axis.legend(loc="upper left", fontsize=10)
     return figure
