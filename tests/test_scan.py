@@ -205,7 +205,15 @@ def test_the_class_that_comes_nearest_is_that_with_the_largest_share_of_its_limi
         for name, rate, limit in (("cat", 0.0, 0.77), ("dog", 0.441, 0.985))
     ]
     assert lines[0]["score"] > lines[1]["score"]
-    result = {"verdicts": lines, "suspicious": [], "not screened": [], "clean models": 0, "clean models by data": {}}
+    result = {
+        "verdicts": lines,
+        "suspicious": [],
+        "not screened": [],
+        "skipped": [],
+        "flagged": [],
+        "clean models": 0,
+        "clean models by data": {},
+    }
     text = scan_report.summary(result)
     assert text.startswith("The class that comes nearest to its limit is dog: with patches of 3x3, 44.1% of images")
 
@@ -241,8 +249,8 @@ def test_a_trigger_that_is_no_patch_makes_its_class_suspicious(coded, quick, emp
         ratios[1] > result["data-free"]["limit"] > max(ratios[0], ratios[2]) and not result["data-free"]["last layer"]
     )
     html = scan_report.page(scanned, "model")
-    assert "Suspicious: green" in html and "No patch was found that works" in html
-    assert f"<td>{ratios[1]:.1f}</td>" in html and "the largest margin of green stands out" in html
+    assert "Suspicious: class &#39;green&#39;" in html and "No patch was found that works" in html
+    assert f"<td>{ratios[1]:.1f}</td>" in html and "stands out for class &#39;green&#39;" in html
 
 
 def test_margins_are_left_out_where_classes_are_too_few_or_too_many(coded, quick, empty_store, monkeypatch):
@@ -262,14 +270,16 @@ def test_what_does_not_fit_the_budget_is_skipped_and_reported(coded, quick, empt
     lines = []
     scanned = scanning.scan(Coded((9, 4)), coded, Options(budget=1e-6), lines.append)
     result, page = scanned.result, scan_report.page(scanned, "model")
-    assert result["skipped"] == ["3x3 at a fixed location"] and result["verdict"] == "nothing found"
+    assert result["skipped"] == ["3x3 at a fixed location"] and result["verdict"] == "incomplete"
     assert any("skipped: they do not fit the budget" in line for line in lines)
     assert "Skipped for lack of time: patches of 3x3 at a fixed location." in page
     highest = max(range(3), key=lambda label: result["data-free"]["ratios"][label])
     assert result["not screened"] == [name for label, name in enumerate(result["classes"]) if label != highest]
     assert any(f"1 of 3 classes fit the budget, those with the largest margins: {result['classes'][highest]}" in line
                for line in lines)  # fmt: skip
-    assert page.count("<td>not screened</td>") == 2
+    assert page.count("<td>not screened</td>") == 2 and "Incomplete: nothing was found so far" in page
+    assert "1 of 3 classes were screened, and patches of 3x3 at a fixed location were not tried" in page
+    assert "is known for complete scans only" in page
     assert f"for the classes with the lowest margins: {', '.join(map(html.escape, result['not screened']))}." in page
     whole = scanning.scan(Coded((9, 4)), coded, Options(budget=60))
     assert whole.result["skipped"] == whole.result["not screened"] == [] and whole.result["flagged"] == ["green"]
@@ -284,7 +294,7 @@ def test_with_time_for_one_class_the_one_with_the_largest_margin_is_screened_and
     monkeypatch.setattr(ScanObserver, "fit_budget", lambda self, order: setattr(self, "labels", order[:1]))
     result = scanning.scan(Coded((9, 4)), coded, Options(budget=60)).result
     assert result["flagged"] == ["green"] and result["not screened"] == ["red <b>", "blue"]
-    assert all(line["screened"]["3x3 at a fixed location"] == 0 for line in result["verdicts"] if not line["flagged"])
+    assert all(line["rate"] is None and not line["screened"] for line in result["verdicts"] if not line["flagged"])
 
 
 def test_as_many_classes_are_screened_as_fit_the_budget():
@@ -292,7 +302,7 @@ def test_as_many_classes_are_screened_as_fit_the_budget():
     progress = Progress(said.append)
     progress.seconds, progress.passes = 1.0, 1000.0
     options = detector, tuple("abcdefghij"), (32, 32), {}, progress, lambda count: 0
-    reserve = detector.max_specs * modeling_passes(detector.settings)
+    reserve = modeling_passes(detector.settings)
     each = [sum(screening_passes(detector.screening, spec, k, (32, 32)) for spec in detector.screening.specs())
             for k in (4, 10)]  # fmt: skip
     for passes, labels in ((each[0], [0, 1, 2, 9]), (each[1], list(range(10))), (0, [9])):

@@ -217,7 +217,7 @@ def test_the_command_repairs_and_reports_by_its_exit_status_that_a_class_was_fla
     result = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert result["repair"]["done"] and result["flagged"] == ["green"]
     shown = capsys.readouterr().out
-    assert "any.safetensors: backdoored: green" in shown and "repaired: accuracy (95% CI) 100.0% (" in shown
+    assert "any.safetensors: backdoored: class 'green'" in shown and "repaired: accuracy (95% CI) 100.0% (" in shown
     assert not list((tmp_path / "out").glob(".*"))
 
 

@@ -350,6 +350,18 @@ def test_a_network_of_timm_is_read(tmp_path, name, size):
     assert torch.allclose(model(x), original(networks.Normalize(MEAN, STD)(x)), atol=1e-5)
 
 
+@pytest.mark.parametrize("network", ["resnet18", "cifar:resnet18", "torchvision:resnet18"])
+def test_a_file_of_this_project_under_another_name_gets_a_hint(tmp_path, network):
+    own = networks.build_network("smallcnn", 3, 8, MEAN, STD, seed=0).state_dict()
+    with pytest.raises(ValueError, match=r"did you mean smallcnn\?$"):
+        read(tmp_path, own, network, 3, MEAN, STD)
+
+
+def test_a_misspelled_network_of_this_project_gets_a_hint(tmp_path):
+    with pytest.raises(ValueError, match=r"did you mean smallcnn\?$"):
+        read(tmp_path, weights(), "smalcnn", 3, MEAN, STD)
+
+
 def test_a_file_of_timm_under_another_name_gets_a_hint(tmp_path):
     timm = pytest.importorskip("timm")
     weights_of = timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict()

@@ -25,7 +25,7 @@ from mesa_lib.scan.reading.model import read_model
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.scan.scanner import Scan, scan
 from mesa_lib.store import paths
-from mesa_lib.store.sanitize import sanitize, sanitize_list
+from mesa_lib.store.sanitize import sanitize
 
 REPAIRED = "repaired.safetensors"
 #: what a scan writes
@@ -229,7 +229,7 @@ def main(a: argparse.Namespace) -> int:
     if done.repaired is not None:
         files.append(out / REPAIRED)
         write_weights(done.repaired.network, files[-1])
-    _print_result(done, name, files)
+    _print_result(done, name, [sanitize(str(f), 500) if a.out else paths.display_path(f) for f in files])
     return FOUND if a.fail_if_found and done.result["flagged"] else 0
 
 
@@ -243,10 +243,10 @@ def _printer() -> Callable[[str], None]:
     return say
 
 
-def _print_result(done: Scan, name: str, files: list[Path]) -> None:
+def _print_result(done: Scan, name: str, files: list[str]) -> None:
     result = done.result
     names = result["flagged"] or result["suspicious"]
-    flagged = f": {sanitize_list(names, 20)}" if names else ""
+    flagged = f": {sanitize(scan_report.classes_named(names), 500)}" if names else ""
     print(f"{name}: {result['verdict']}{flagged}")
     print(sanitize(scan_report.summary(result), 5000))
     if done.repaired is not None:
@@ -254,4 +254,6 @@ def _print_result(done: Scan, name: str, files: list[Path]) -> None:
         number = result["repair"]["images for the accuracy"]
         print(f"repaired: accuracy (95% CI) {shown[0]} before, {shown[1]} after, on {number} images kept out")
         print(sanitize(f"residual check: {scan_report.residual(result['repair'])}", 5000))
-    print("\n".join(paths.display_path(file) for file in files))
+    if result["flagged"] and "repair" not in result:
+        print("the same command with --repair goes on from here and makes a repaired model")
+    print("\n".join(files))

@@ -45,7 +45,8 @@ class ScanObserver(SearchObserver):
             deadline: on the clock of `time.monotonic`: classes and specs whose screening would end later are skipped
                 (`fit_budget`, `screened`); None: none is.
         """
-        self.deadline, self.skipped, self.labels = deadline, [], list(range(len(classes)))
+        self.deadline, self.skipped = deadline, []
+        self.order = self.labels = list(range(len(classes)))
         self.detector, self.classes, self.key, self.progress = detector, classes, key, progress
         self.repair_passes, self.device = repair_passes, device
         screening = detector.screening
@@ -55,28 +56,39 @@ class ScanObserver(SearchObserver):
     def fit_budget(self, order: Sequence[int]) -> None:
         """Leave out classes for which the time does not suffice, if there is a deadline.
 
-        Time is kept for one suspect; one class is always screened.
+        Time is kept for one modeling; one class is always screened. After the first spec, whose time is known then,
+        further classes may be added (`screened`).
 
         Args:
             order: all classes, those first that should rather be screened.
         """
-        if self.deadline is None:
-            return
-        reserve = self.detector.max_specs * modeling_passes(self.detector.settings)
+        self.order = list(order)
+        if self.deadline is not None:
+            self._choose(self._fitting(list(self.passes)))
+
+    def _fitting(self, specs: list[PatchSpec], known: int = 0) -> int:
+        """Return how many classes can be screened by these specs in the time left, one or more.
+
+        Args:
+            specs: the first of them is done already for `known` classes.
+            known: number of classes.
+        """
         left = self.deadline - time.monotonic()
 
         def fits(count: int) -> bool:
-            passes = sum(self.passes_of(spec, count) for spec in self.passes)
-            return self.progress.seconds_of(passes + reserve) <= left
+            passes = sum(self.passes_of(spec, count) for spec in specs) + modeling_passes(self.detector.settings)
+            return self.progress.seconds_of(passes - (self.passes_of(specs[0], known) if known else 0)) <= left
 
-        count = max((k for k in range(1, len(order) + 1) if fits(k)), default=1)
-        if count < len(order):
-            self.labels = sorted(order[:count])
-            self.passes = {spec: self.passes_of(spec, count) for spec in self.passes}
-            names = ", ".join(self.classes[label] for label in order[:count])
-            self.progress.say(
-                f"{count} of {len(order)} classes fit the budget, those with the largest margins: {names}"
-            )
+        return max((k for k in range(1, len(self.order) + 1) if fits(k)), default=1)
+
+    def _choose(self, count: int) -> None:
+        """Take the first `count` classes of the order, and say which."""
+        self.labels = sorted(self.order[:count])
+        self.passes = {spec: self.passes_of(spec, count) for spec in self.passes}
+        if count < len(self.order):
+            names = ", ".join(self.classes[label] for label in self.order[:count])
+            of = f"{count} of {len(self.order)}"
+            self.progress.say(f"{of} classes fit the budget, those with the largest margins: {names}")
 
     def screened(
         self, spec: PatchSpec, number: int, total: int, run: Callable[..., tuple[list[float], Tensor | None]]
@@ -86,28 +98,62 @@ class ScanObserver(SearchObserver):
             self.skipped.append(spec)
             self.progress.say(f"[{number + 1}/{total}] patches of {spec} are skipped: they do not fit the budget")
             return None
+        self.progress.say(f"[{number + 1}/{total}] {self._which(self.labels)}, patches of {spec}{self._left(number)}")
+        rates, locations = self._screened(spec, number, self.labels, run)
+        if number or self.deadline is None or len(self.labels) == len(self.order):
+            return rates, locations
+        done = self.labels
+        if (count := self._fitting(list(self.passes), known=len(done))) > len(done):
+            self._choose(count)
+            more = [label for label in self.labels if label not in done]
+            self.progress.say(f"[{number + 1}/{total}] {self._which(more)} more, patches of {spec}")
+            further, elsewhere = self._screened(spec, number, more, run)
+            for label in more:
+                rates[label] = further[label]
+                if locations is not None:
+                    locations[label] = elsewhere[label]
+        return rates, locations
+
+    def _which(self, labels: list[int]) -> str:
+        if len(labels) == len(self.classes):
+            return "all classes"
+        return f"{len(labels)} class{'es' if len(labels) > 1 else ''}"
+
+    def _after(self, number: int) -> float:
+        """Return the passes of everything after the screening by this spec, if one class is suspect."""
         suspect = self.detector.max_specs * modeling_passes(self.detector.settings)
         suspect += self.repair_passes(self.detector.max_specs)
-        after = sum(list(self.passes.values())[number + 1 :]) + suspect
-        left = self.progress.left(self.passes[spec] + after, " if one class is suspect")
-        all_classes = len(self.labels) == len(self.classes)
-        which = "all classes" if all_classes else f"{len(self.labels)} classes"
-        self.progress.say(f"[{number + 1}/{total}] {which}, patches of {spec}{left}")
+        return sum(list(self.passes.values())[number + 1 :]) + suspect
+
+    def _left(self, number: int) -> str:
+        passes = list(self.passes.values())[number] + self._after(number)
+        return self.progress.left(passes, " if one class is suspect")
+
+    def _screened(
+        self, spec: PatchSpec, number: int, labels: list[int], run: Callable[..., tuple[list[float], Tensor | None]]
+    ) -> tuple[list[float], Tensor | None]:
+        """Return the rates and locations of one spec for some classes, from the store or from `run`."""
+        all_classes = len(labels) == len(self.classes)
 
         def make() -> tuple[dict, dict]:
-            rates, locations = run() if all_classes else run(self.labels)
+            rates, locations = run() if all_classes else run(labels)
             return {}, {"rates": rates, "locations": None if locations is None else locations.tolist()}
 
         config = self.key | {"spec": str(spec), "screening": describe_method(self.detector.screening)}
-        config |= {} if all_classes else {"classes": self.labels}
-        artifact = self.progress.run(
-            self.passes[spec], lambda: store.train_or_load("scan-screened", config, make, self.device), after
-        )
+        config |= {} if all_classes else {"classes": labels}
+        step = partial(store.train_or_load, "scan-screened", config, make, self.device)
+        artifact = self.progress.run(self.passes_of(spec, len(labels)), step, self._after(number))
         locations = artifact.result["locations"]
-        return artifact.result["rates"], None if locations is None else torch.tensor(locations)
+        return list(artifact.result["rates"]), None if locations is None else torch.tensor(locations)
 
     def suspects(self, suspects: dict[int, list[PatchSpec]]) -> None:
-        """Name the classes that will be modeled in full."""
+        """Name the classes that will be modeled in full; of specs for which no time is left, only the first is."""
+        each, limited = modeling_passes(self.detector.settings), self.deadline is not None
+        while limited and max(map(len, suspects.values()), default=1) > 1:
+            left = self.deadline - time.monotonic()
+            if self.progress.seconds_of(each * sum(map(len, suspects.values()))) <= left:
+                break
+            max(suspects.values(), key=len).pop()
         self.progress.say(f"suspects: {', '.join(self.classes[label] for label in suspects) or 'none'}")
 
     def modeled(

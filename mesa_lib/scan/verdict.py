@@ -9,7 +9,7 @@ from mesa_lib.scan.detector import ScanDetector, limit
 
 def judge(
     detector: ScanDetector, detected: DetectionResult, classes: Sequence[str], settings: dict, margins: dict,
-    screened: Sequence[int],
+    screened: Sequence[int], skipped: Sequence[str] = (),
 ) -> dict:  # fmt: skip
     """Return the verdict on a model and on each class.
 
@@ -20,16 +20,23 @@ def judge(
         settings: of the scan (`Scanner.settings`).
         margins: what `data_free.examine` returned; without `suspicious` if it did not run.
         screened: the classes for which patches were looked for.
+        skipped: the specs that were not tried.
 
     Returns:
-        `verdict`: `backdoored` if patches are found, `suspicious` if only a margin stands out, or `nothing found`.
+        `verdict`: `backdoored` if patches are found, `suspicious` if only a margin stands out, `nothing found`, or
+        `incomplete` if nothing was found and some class or spec was left out.
         `flagged`, `suspicious`, `not screened`: names of classes. `verdicts`: one line a class. `clean models`,
-        `clean models by data`: how many were scanned like this, and how many of them were flagged.
+        `clean models by data`: how many were scanned like this, and how many of them were flagged; none if something
+        was left out. `skipped`. The line of a class that was not screened has no rate and no score (None).
     """
     judged, lines = detector.judge(detected), []
-    by_dataset = false_positives.clean_scores(settings)
+    complete = len(screened) == len(classes) and not skipped
+    by_dataset = false_positives.clean_scores(settings) if complete else {}
     clean_models = [scores for models in by_dataset.values() for scores in models]
     for label, name in enumerate(classes):
+        if label not in screened:
+            lines.append(not_screened(name))
+            continue
         spec, rate = detector.best(detected, label)
         location = detected.screening.location(spec, label)
         score, modeled = judged.scores[label], detected.rates.get(label, {})
@@ -48,8 +55,11 @@ def judge(
             }
         )
     suspicious = [classes[label] for label in margins.get("suspicious", [])]
+    word = "nothing found" if complete else "incomplete"
+    word = "backdoored" if judged.flagged else "suspicious" if suspicious else word
     return {
-        "verdict": "backdoored" if judged.flagged else "suspicious" if suspicious else "nothing found",
+        "verdict": word,
+        "skipped": list(skipped),
         "flagged": [classes[label] for label in judged.flagged],
         "suspicious": suspicious,
         "not screened": [name for label, name in enumerate(classes) if label not in screened],
@@ -57,3 +67,9 @@ def judge(
         "clean models": len(clean_models),
         "clean models by data": false_positives.false_positives(by_dataset, detector.above),
     }
+
+
+def not_screened(name: str) -> dict:
+    """Return the line of a class for which no patches were tried."""
+    nothing = dict.fromkeys(("score", "rate", "limit", "rule", "location", "clean models with such a class"))
+    return {"class": name, "flagged": False} | nothing | {"screened": {}, "modeled": {}}

@@ -95,9 +95,9 @@ def page(scanned: Scan, name: str) -> str:
         summary=summary(result),
         rows=[
             line
-            | {"recall": recall, "mistaken": mistaken, "patches": line["rule"] + location(line["location"])}
+            | {"recall": recall, "mistaken": mistaken, "patches": f"{line['rule']}{location(line['location'])}"}
             | {"margin": ratio, "suspicious": line["class"] in result["suspicious"]}
-            | {"screened": line["class"] not in result["not screened"]}
+            | {"was screened": line["class"] not in result["not screened"]}
             for line, (recall, mistaken), ratio in zip(result["verdicts"], pairs, ratios, strict=True)
         ],
         gallery=gallery(scanned),
@@ -105,6 +105,7 @@ def page(scanned: Scan, name: str) -> str:
         residual=residual(result.get("repair", {})),
         margins=margins(result),
         limits=limits(result),
+        named=classes_named,
         made=made_line(result),
         identity=identity_line(result["scanned"]) if "scanned" in result else "",
     )
@@ -121,24 +122,42 @@ def summary(result: dict) -> str:
         f"of images of other classes are misclassified as {line['class']} (the limit is {line['limit']:.1%})."
         for line in flagged
     ]
+    if result["not screened"] or result["skipped"]:
+        sentences.insert(0, left_out(result))
     if not flagged:
         lines = [line for line in result["verdicts"] if line["class"] not in result["not screened"]]
         nearest = max(lines, key=lambda line: line["rate"] / line["limit"])
-        sentences = [
+        sentences += [
             f"The class that comes nearest to its limit is {nearest['class']}: with patches of {nearest['rule']}, "
             f"{nearest['rate']:.1%} of images of other classes are misclassified as it; the limit is "
             f"{nearest['limit']:.1%}."
         ]
-    if result["suspicious"]:
+    if alone := [name for name in result["suspicious"] if name not in result["flagged"]]:
         sentences.append(
-            f"Without any image, the largest margin of {' and of '.join(result['suspicious'])} stands out. That is a "
-            "reason to examine the model further: such a class may have a trigger that is no patch."
+            f"The largest margin, which needs no image, stands out for {classes_named(alone)}. That is a reason to "
+            "examine the model further: there may be a trigger that is no patch."
         )
+    if both := [name for name in result["suspicious"] if name in result["flagged"]]:
+        sentences.append(f"The largest margin, which needs no image, stands out for {classes_named(both)} as well.")
     return " ".join([*sentences, false_positives(result)])
+
+
+def classes_named(names: Sequence[str]) -> str:
+    """Return names of classes as people read them: `class 'cat'`, `classes 'cat' and 'dog'`."""
+    return f"class{'es' if len(names) > 1 else ''} " + " and ".join(f"'{name}'" for name in names)
+
+
+def left_out(result: dict) -> str:
+    """Return which part of the search a scan with a budget left out, in a sentence."""
+    number = len(result["verdicts"])
+    without = f", and patches of {', '.join(result['skipped'])} were not tried" if result["skipped"] else ""
+    return f"For lack of time, {number - len(result['not screened'])} of {number} classes were screened{without}."
 
 
 def false_positives(result: dict) -> str:
     """Return how often clean models are flagged, as far as that was measured, in a sentence."""
+    if result["not screened"] or result["skipped"]:
+        return "How often clean models are flagged is known for complete scans only."
     if not result["clean models"]:
         return "How often clean models are flagged has not been measured."
     counts = [
@@ -154,13 +173,15 @@ def margins(result: dict) -> str:
     if "why" in found:
         return f"The largest margins were not computed ({found['why']})."
     highest = max(found["ratios"])
-    p_value = "" if found["p-value"] is None else f" The method's published test gives p = {found['p-value']:.2g}."
+    p_value = found["p-value"]
+    published = f" The published test gives p = {p_value:.2g}; it flags many clean networks and decides nothing here."
+    published = "" if p_value is None else published
     return (
         f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
         f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
         f"{found['limit']:g} a class is suspicious (the highest of a clean network was 3.5). Triggers that are no "
         "patches, such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
-        f"{p_value}"
+        f"{published}"
     )
 
 
@@ -172,7 +193,8 @@ def residual(repair: dict) -> str:
         return (
             f"The repair has failed: the repaired model still responds to patches above the limit: {', '.join(left)}."
         )
-    return "No rate exceeds its limit." if checks else ""
+    nothing = "No rate exceeds its limit. That is no proof: the attacker's own trigger may still work."
+    return nothing if checks else ""
 
 
 def location(upper_left: list | None) -> str:
@@ -182,7 +204,8 @@ def location(upper_left: list | None) -> str:
 
 def limits(result: dict) -> str:
     """Return what the scan can detect and what it cannot, in sentences."""
-    sides = ", ".join(dict.fromkeys(spec.split()[0] for spec in result["verdicts"][0]["screened"]))
+    screened = next(line["screened"] for line in result["verdicts"] if line["screened"])
+    sides = ", ".join(dict.fromkeys(spec.split()[0] for spec in screened))
     stride = result["settings"]["screening"]["stride"]
     skipped = f" Skipped for lack of time: patches of {', '.join(result['skipped'])}." if result["skipped"] else ""
     if names := result["not screened"]:

@@ -91,7 +91,7 @@ def _read_project_network(
     for what, values in (("mean", mean), ("std", std)):
         own = getattr(model.normalize, what).flatten()
         if values is not None and (own - torch.tensor(values)).abs().max() > TOLERANCE:
-            raise ValueError(f"{what} = {values}: expected the file's, {[round(v, 4) for v in own.tolist()]}")
+            raise ValueError(f"{what} = {values}: expected the file's, {[round(v, 4) for v in own.tolist()]} (or none)")
     return _wrap(model, notes)
 
 

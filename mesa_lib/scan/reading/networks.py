@@ -112,12 +112,14 @@ def changed(network: nn.Module, header: Header) -> nn.Module:
 
 def hint(header: Header, classes: int) -> str:
     """Return `; did you mean cifar:resnet18?` if a file fits a network of another name; else an empty text."""
-    names = [f"{CIFAR}{name}" for name in cifar_networks.NAMES] + [f"{TORCHVISION}{name}" for name in COMMON]
+    names = [*networks.NETWORKS, *(f"{CIFAR}{name}" for name in cifar_networks.NAMES)]
+    names += [f"{TORCHVISION}{name}" for name in COMMON]
     names += [f"{TIMM}{name}" for name in COMMON_TIMM] if importlib.util.find_spec("timm") else []
     for name in names:
         try:
-            build = named_network(name, classes, header)
-        except ValueError:  # not in this version of timm
+            own = name in networks.NETWORKS
+            build = project_network(name, header, classes, None, None) if own else named_network(name, classes, header)
+        except ValueError:  # no such head, or not in this version of timm
             continue
         try:
             checkpoint.match_names(header, without_memory(build), classes)
@@ -181,7 +183,8 @@ def torchvision_network(network: str, classes: int, header: Header) -> Callable[
 
 def similar_names(network: str, of_torchvision: Sequence[str]) -> list[str]:
     """Return the networks that may be meant: those that differ in capitals or in what stands before; else near ones."""
-    names = [f"{CIFAR}{name}" for name in cifar_networks.NAMES] + [f"{TORCHVISION}{name}" for name in of_torchvision]
+    names = [*networks.NETWORKS, *(f"{CIFAR}{name}" for name in cifar_networks.NAMES)]
+    names += [f"{TORCHVISION}{name}" for name in of_torchvision]
     asked = network.rpartition(":")[2].lower()
     same = [name for name in names if name.partition(":")[2] == asked]
     return same or difflib.get_close_matches(network.lower(), names, 3, 0.8)
