@@ -173,9 +173,11 @@ def margins(result: dict) -> str:
     if "why" in found:
         return f"The largest margins were not computed ({found['why']})."
     highest = max(found["ratios"])
-    p_value = found["p-value"]
-    published = f" The published test gives p = {p_value:.2g}; it flags many clean networks and decides nothing here."
-    published = "" if p_value is None else published
+    published = ""
+    if (p_value := found["p-value"]) is not None:
+        published = (
+            f" The published test gives p = {p_value:.2g}; it flags many clean networks and decides nothing here."
+        )
     return (
         f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
         f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
