@@ -1,6 +1,7 @@
 """The committed notebooks: one skeleton, parameters that agree with the schema, executed and clean."""
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -165,6 +166,27 @@ def test_cells_of_computed_prose_show_text_and_hide_their_source(book):
 def test_typed_figures_are_found():
     assert typed_figures("leaves 1.2% or 3 %, on 4 of 20 models, 0.5 points") == ["1.2%", "3 %", "4 of 20", "0.5"]
     assert not typed_figures("level `0.9`, $\\beta = 0.9$, 3×3 patches, [2019](https://a/1.5), section 2, ten of them")
+
+
+# --- notebooks executed on other data --------------------------------------------------------------------
+
+COPIES = sorted((paths.root() / "results" / "cifar10-bw170").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", COPIES, ids=lambda file: file.stem)
+def test_copies_of_notebooks_import_what_is_there_and_have_the_cells_of_the_series(file):
+    """A copy is the notebook of today with other parameters: stale ones would import modules that are gone."""
+    copy, series = nbformat.read(file, 4), nbformat.read(notebooks.notebook_path(file.stem), 4)
+    for tree in (ast.parse(cell.source) for cell in copy.cells if cell.cell_type == "code"):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+    code = [cell.source for cell in series.cells if cell.cell_type == "code" and "import" in cell.source]
+    assert code[0] in [cell.source for cell in copy.cells]
+    assert not [o for cell in copy.cells for o in cell.get("outputs", []) if o.output_type == "error"]
+    assert file.stat().st_size < 500_000
 
 
 # --- nbval sees what it should see -----------------------------------------------------------------------

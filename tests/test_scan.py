@@ -291,7 +291,7 @@ def test_with_time_for_one_class_the_one_with_the_largest_margin_is_screened_and
     ratios = [0.5, 2.0, 1.0]
     monkeypatch.setattr(data_free, "examine", lambda *a: {"ratios": ratios, "limit": 5, "suspicious": [], "p-value": 1,
                                                           "starts": 1, "last layer": None})  # fmt: skip
-    monkeypatch.setattr(ScanObserver, "fit_budget", lambda self, order: setattr(self, "labels", order[:1]))
+    monkeypatch.setattr(ScanObserver, "_fitting", lambda self, specs, known=0: 1)
     result = scanning.scan(Coded((9, 4)), coded, Options(budget=60)).result
     assert result["flagged"] == ["green"] and result["not screened"] == ["red <b>", "blue"]
     assert all(line["rate"] is None and not line["screened"] for line in result["verdicts"] if not line["flagged"])
