@@ -175,9 +175,12 @@ def test_a_kernel_is_reached_by_no_network_port_that_another_process_could_take_
 
 
 def test_a_copy_links_only_to_what_lies_beside_it():
-    cell = nbformat.v4.new_markdown_cell("[00 start](00_start.ipynb) and [01 next](01_next.ipynb), [b](b.md)")
-    book = notebooks.without_dead_links(nbformat.v4.new_notebook(cells=[cell]), ["01_next.ipynb"])
-    assert book.cells[0].source == "00 start and [01 next](01_next.ipynb), [b](b.md)"
+    text = "[00 start](00_start.ipynb) and [01 next](01_next.ipynb), [b](../docs/b.md#part), [c](https://c.org/c.md)"
+    plain = "00 start and [01 next](01_next.ipynb), b, [c](https://c.org/c.md)"
+    computed = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", {"text/markdown": text})])
+    cells = [nbformat.v4.new_markdown_cell(text), computed]
+    book = notebooks.without_dead_links(nbformat.v4.new_notebook(cells=cells), ["01_next.ipynb"])
+    assert book.cells[0].source == book.cells[1].outputs[0].data["text/markdown"] == plain
 
 
 def test_plain_papermill_takes_a_parameter_file_and_a_trigger_from_any_folder(store, tmp_path):

@@ -252,14 +252,15 @@ def clean(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
-    """Say below the title which parameters are not the defaults, since the text quotes the numbers of the defaults."""
+    """Say below the title which parameters are not the defaults, since general remarks are about the defaults."""
     defaults = Params().model_dump()
     # the folder of the data is a path of one machine, and no number depends on it
     changed = {k: v for k, v in values.items() if v != defaults[k] and k != "data_dir"}
     if changed:
         text = (
-            "> **This copy was executed with other parameters than the stored notebook.** Its outputs and figures "
-            "belong to them; the text between still quotes the numbers that the defaults give on the digits.\n>\n> "
+            "> **This copy was executed with other parameters than the stored notebook.** Outputs, figures and the "
+            "sentences that quote them are about this run. Hints, solutions and general remarks are about the "
+            "defaults, on digits.\n>\n> "
         )
         notice = nbformat.v4.new_markdown_cell(text + ", ".join(f"`{k} = {json.dumps(v)}`" for k, v in changed.items()))
         notice.id = "notice"  # the same in every copy, so that two equal runs give equal files
@@ -268,12 +269,18 @@ def with_notice(book: nbformat.NotebookNode, values: dict) -> nbformat.NotebookN
 
 
 def without_dead_links(book: nbformat.NotebookNode, beside: Sequence[str]) -> nbformat.NotebookNode:
-    """Turn links to notebooks that are not in the same folder into plain text."""
+    """Turn links to notebooks and pages that are not in the same folder into plain text, in computed sentences too."""
+
+    def plain(text: str) -> str:
+        link = r"\[([^\]]+)\]\((?!https?:)([\w./-]+\.(?:ipynb|md|yaml))(?:#[\w-]+)?\)"
+        return re.sub(link, lambda m: m[0] if m[2] in beside else m[1], text)
+
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(
-                r"\[([^\]]+)\]\((\d\d_\w+\.ipynb)\)", lambda m: m[0] if m[2] in beside else m[1], cell.source
-            )
+            cell.source = plain(cell.source)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output.data["text/markdown"] = plain(output.data["text/markdown"])
     return book
 
 
