@@ -96,16 +96,18 @@ def add(commands) -> None:
     add_option("--classes", type=folder_names, help=classes)
     add_option("--sizes", type=sides, help="sides of the patches (default: 3,4,5 for each 32 of the image's)")
     add_option("--repair", action="store_true", help="also make a repaired model, if a class is flagged")
-    add_option("--repair-epochs", type=int, default=defaults.repair_epochs)
-    add_option("--repair-lr", type=float, default=defaults.repair_lr)
+    add_option("--repair-epochs", type=int, default=defaults.repair_epochs, help=f"default: {defaults.repair_epochs}")
+    learning_rate = f"peak learning rate of the repair (default: {defaults.repair_lr})"
+    add_option("--repair-lr", type=float, default=defaults.repair_lr, help=learning_rate)
     add_option("--augment", default=defaults.augment, help="in the repair: none, crop, crop-flip, smallcrop-flip")
     add_option("--min-accuracy", type=float, help="accuracy below which no verdict is given")
     trust = "mean, std and the order of the classes are right, even if others fit better"
     add_option("--trust-preprocessing", action="store_true", help=trust)
     add_option("--budget", type=float, help="minutes for the verdict: the classes with the largest margins come first")
-    add_option("--seed", type=int, default=defaults.seed)
-    add_option("--device", default=defaults.device)
-    add_option("--precision", default=defaults.precision)
+    add_option("--seed", type=int, default=defaults.seed, help=f"of all random choices (default: {defaults.seed})")
+    add_option("--device", default=defaults.device, help="auto (default), cpu, cuda or mps")
+    precision = "auto (default: bf16 where it is fast), float32 or bf16"
+    add_option("--precision", default=defaults.precision, help=precision)
     add_option("--out", type=Path, help="folder of the results (default: runs/scans/...)")
     add_option("--fail-if-found", action="store_true", help=f"exit with {FOUND} if a class is flagged")
     for old, new in (("--lowest", "--min-accuracy"), ("--as-told", "--trust-preprocessing")):

@@ -74,7 +74,9 @@ def read_header(file: str | Path) -> Header:
     except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
         store.refuse_pickle(path)
         reason = sanitize(str(error))
-        expected = "" if "expected" in reason else "; expected a whole safetensors file"
+        expected = "" if "expected" in reason else "; expected a whole safetensors file (`convert` makes one)"
+        if reason.startswith("Error while deserializing header"):
+            reason = f"no safetensors file, or a damaged one ({reason.rpartition(': ')[2]})"
         raise ValueError(f"checkpoint = '{sanitize(path.name)}': {reason}{expected}") from error
     renamed = {new: name for name in names if (new := _current_name(name)) != name and new not in tensors}
     stored = {old: new for new, old in renamed.items()}
