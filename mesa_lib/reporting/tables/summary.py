@@ -12,14 +12,14 @@ ROWS = {
     "clean model": "clean model, never attacked",
     "attacked": "attacked model",
     "fine-tuning": "fine-tuning",
-    "random mixed": "random patches",
+    "random mixed": "random patches (mixed)",
     "single inversion": "single inversion",
     "MESA": "MESA",
 }
 #: attack -> what the README calls it
 ATTACKS = {"patch": "plain attack", "covered": "covered attack"}
 #: what the README's figure shows
-MESSAGE = "Fine-tuning leaves both backdoors; random patches fail only on the covered one"
+MESSAGE = "Fine-tuning leaves both backdoors; random mixed patches fail only on the covered one"
 
 
 def measured(runs: Sequence[dict], model: str, measure: str = "asr") -> dict:
