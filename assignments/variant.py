@@ -14,6 +14,17 @@ import nbformat
 HERE = Path(__file__).parent
 #: black-white patterns of which the attack of set 1 plants each well: four or five white pixels, not all in one row
 PATTERNS = (85, 170, 341, 186, 325, 171, 298, 106)
+#: Patterns that are drawn again. 186 is a plus sign. The fixed-location attack with it responds to so few other patches
+#: that in part 6 of set 4 the search misses its location (class 9), or the repair there leaves over 70% (class 5).
+LEFT_OUT = (186,)
+
+
+def drawn_attack(draw: random.Random) -> dict[str, int]:
+    """Return a trigger and a class with which a right hand-in passes every test."""
+    while True:
+        attack = {"TRIGGER": draw.choice(PATTERNS), "TARGET": draw.randrange(1, 10)}
+        if attack["TRIGGER"] not in LEFT_OUT:
+            return attack
 
 
 def numbers(variant: int) -> dict[str, dict]:
@@ -21,7 +32,7 @@ def numbers(variant: int) -> dict[str, dict]:
     if variant == 0:
         return {}
     draw = random.Random(variant)
-    attack = {"TRIGGER": draw.choice(PATTERNS), "TARGET": draw.randrange(1, 10)}
+    attack = drawn_attack(draw)
     return {
         "ps1_planting": attack
         | {"SEED": draw.randrange(10, 10_000)}

@@ -335,6 +335,12 @@ def test_a_variant_changes_numbers_in_the_first_cell_and_nothing_else(tmp_path):
         assert [a.id for a, b in pairs if a.source != b.source] == [path.stem.split("_")[0] + "-variant"]
 
 
+def test_no_variant_has_a_pattern_that_is_left_out():
+    module = variants()
+    drawn = {module.numbers(variant)["ps4_repair"]["TRIGGER"] for variant in range(1, 200)}
+    assert drawn == set(module.PATTERNS) - set(module.LEFT_OUT)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("variant", [1, 2, 7])
 def test_solved_variants_lose_nothing_and_numbers_of_the_source_cost_points(course, tmp_path, variant):
