@@ -184,6 +184,18 @@ def test_a_set_has_twenty_points_by_tests_and_four_by_hand(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_the_rubric_of_the_question_is_in_the_instructors_page_alone(name):
+    question = next(cell.source for cell in source(name).cells if cell.id.endswith("-question"))
+    assert "*One point" not in question and "\n- " in question
+    number = f"{SETS.index(name) + 1}"
+    (section,) = re.findall(rf"^## Set {number}, .*?(?=^## |\Z)", (ASSIGNMENTS / "rubrics.md").read_text(), re.M | re.S)
+    items = re.findall(r"^\| 1 \| (.+) \|$", section, re.M)
+    assert len(items) == 4 and "**A partial answer, 2 points.**" in section
+    assert not any(item in cell.source for item in items for cell in source(name).cells)
+    assert "(rubrics.md)" in (ASSIGNMENTS / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_every_task_has_a_list_a_check_and_two_hints(name):
     text = ""
     for cell in source(name).cells:
