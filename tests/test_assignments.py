@@ -6,6 +6,7 @@ this process (`hand_ins`), some twenty times as fast. All sets share one store: 
 
 import ast
 import csv
+import json
 import os
 import re
 import shutil
@@ -195,6 +196,20 @@ def test_the_rubric_of_the_question_is_in_the_instructors_page_alone(name):
     assert "(rubrics.md)" in (ASSIGNMENTS / "README.md").read_text()
 
 
+def test_the_repeats_of_set_4_are_those_of_the_results():
+    (cell,) = [cell for cell in source("ps4_repair").cells if cell.id == "ps4-repeats"]
+    exec(cell.source, quoted := {})
+    runs = json.loads((paths.root() / "results" / "digits.json").read_text())["runs"]
+    runs = [run for run in runs if run["own"]["attack"] == "patch"]
+    assert [run["seed"] for run in runs] == list(range(5)) and {run["trigger"] for run in runs} == {"bw:170"}
+    assert {run["params"]["repair_epochs"] for run in runs} == {10}  # as the text says
+    for name, rates in quoted["seeds"].items():
+        rows = [next(row for row in run["rows"] if row["model"] == name) for run in runs]
+        assert rates == [round(100 * row["asr"]["rate"], 2) for row in rows], name
+    worst = f"one run in\n     five left {max(quoted['seeds']['random uniform']):.0f}%."
+    assert worst in (ASSIGNMENTS / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_every_task_has_a_list_a_check_and_two_hints(name):
     text = ""
@@ -326,7 +341,7 @@ FOREIGN = (
         "ps4_repair",
         "ps4-paired",
         'compared = paired(seeds["random uniform"], seeds["MESA"], T_QUANTILE)',
-        "2.77, -4.767, 10.307",
+        "9.308, -14.106, 32.722",
     ),
 )
 
