@@ -34,10 +34,12 @@ book: $(INSTALLED)  ## the documentation and the notebooks as a website: docs/_b
 notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 	$(BIN)/python -m mesa_lib refresh
 
+# the folder in which a variant is graded: assignments/ or one of its own, with its sources, gradebook and hand-ins
+COURSE = assignments$(if $(filter-out 0,$(VARIANT)),/variant/$(VARIANT))
 assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/; VARIANT=7: with other numbers
-	rm -rf assignments/variant/source && mkdir -p assignments/variant && cp assignments/nbgrader_config.py assignments/variant
-	$(BIN)/python assignments/variant.py $(VARIANT) assignments/variant/source
-	cd assignments$(if $(filter-out 0,$(VARIANT)),/variant) && for set in source/*/; do \
+	test $(COURSE) = assignments || (mkdir -p $(COURSE) && rm -rf $(COURSE)/source && cp assignments/nbgrader_config.py $(COURSE))
+	test $(COURSE) = assignments || $(BIN)/python assignments/variant.py $(VARIANT) $(COURSE)/source
+	cd $(COURSE) && for set in source/*/; do \
 	  $(abspath $(BIN))/nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
 
 install: $(INSTALLED)

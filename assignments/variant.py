@@ -1,4 +1,4 @@
-"""Write the sources of one variant of the problem sets: `python variant.py 7 FOLDER`.
+"""Write the sources of one variant of the problem sets: `python variant.py 7 variant/7/source`.
 
 `make assignments VARIANT=7` calls this. A set reads its trigger, class, seeds and numbers from its first code cell, and
 its tests compute what they compare with from the same cell. Variant 0 is the sets as they are in `source/`.
