@@ -235,6 +235,21 @@ def test_every_assert_names_its_part_and_says_what_was_expected(name):
                     assert ".shape" not in message and " == " not in message, f"{cell.id}: {message}"
 
 
+def test_the_experiment_of_set_2_shows_what_its_question_says():
+    cells = {cell.id: cell.source for cell in source("ps2_mine").cells}
+    assert "128 pairs of independent noise" in cells["ps2-question"]
+    names = {}
+    for cell in ("ps2-variant", "ps2-setup", "ps2-estimate", "ps2-experiment"):
+        exec(cells[cell], names)
+    on_its_pairs = "estimate(torch.cat([x, x]), torch.cat([z, z]))"
+    exec("u, v = (torch.randn(128, 20, generator=rng(seed)) for seed in (30, 31))", names)
+    on_fresh_ones = "estimate(torch.cat([x, u]), torch.cat([z, v]))"
+    rubric = (ASSIGNMENTS / "rubrics.md").read_text()
+    assert on_its_pairs in cells["ps2-question"] and on_its_pairs in rubric and on_fresh_ones in rubric
+    assert 2.3 < eval(on_its_pairs, names) < 4
+    assert eval(on_fresh_ones, names) < 0
+
+
 # --- what is graded --------------------------------------------------------------------------------------
 
 
