@@ -193,7 +193,7 @@ def test_the_rubric_of_the_question_is_in_the_instructors_page_alone(name):
     items = re.findall(r"^\| 1 \| (.+) \|$", section, re.M)
     assert len(items) == 4 and "**A partial answer, 2 points.**" in section
     assert not any(item in cell.source for item in items for cell in source(name).cells)
-    assert "(rubrics.md)" in (ASSIGNMENTS / "README.md").read_text()
+    assert "`rubrics.md`" in (ASSIGNMENTS / "README.md").read_text()
 
 
 def test_the_repeats_of_set_4_are_those_of_the_results():
