@@ -15,7 +15,7 @@ from mesa_lib import triggers
 from mesa_lib.cli import play
 from mesa_lib.cli.main import build_parser, main
 from mesa_lib.data import Dataset, Split
-from mesa_lib.experiments import notebooks
+from mesa_lib.experiments import copies, notebooks
 from mesa_lib.experiments.params import Params
 from mesa_lib.models.networks import build_network
 from mesa_lib.reporting import playground
@@ -216,9 +216,9 @@ def test_examples_start_again_where_a_class_has_few_images(panel):
 
 def test_a_stored_copy_says_where_the_playground_works(panel):
     assert repr(panel) == WITHOUT_KERNEL and len(WITHOUT_KERNEL) <= 110, "ipywidgets cuts longer texts"
-    output = nbformat.v4.new_output("display_data", {"text/plain": WITHOUT_KERNEL, notebooks.LIVE: {"model_id": "1"}})
+    output = nbformat.v4.new_output("display_data", {"text/plain": WITHOUT_KERNEL, copies.LIVE: {"model_id": "1"}})
     cell = nbformat.v4.new_code_cell("panel", outputs=[output])
-    book = notebooks.clean(nbformat.v4.new_notebook(cells=[cell]))
+    book = copies.clean(nbformat.v4.new_notebook(cells=[cell]))
     assert book.cells[0].outputs[0].data == {"text/plain": WITHOUT_KERNEL}
 
 

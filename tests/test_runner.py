@@ -20,7 +20,7 @@ from PIL import Image
 from toy_notebooks import toy_repository
 
 from mesa_lib.cli import main, run
-from mesa_lib.experiments import kernels, notebooks, params
+from mesa_lib.experiments import copies, kernels, notebooks, params
 from mesa_lib.experiments.ahead import trained_ahead
 from mesa_lib.store import paths
 
@@ -86,12 +86,12 @@ def test_a_copy_says_which_parameters_are_not_the_defaults():
         return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(c) for c in ("# title", "text")])
 
     values = {"alpha": 0.2, "betas": "0.9,0.8,0.5", "trigger": "bw:16", "seed": 0, "data_dir": "/a/path"}
-    copy = notebooks.with_notice(book(), values)
+    copy = copies.with_notice(book(), values)
     assert [c.source for c in copy.cells][::2] == ["# title", "text"]
     notice = copy.cells[1].source
     assert "executed with other parameters" in notice
     assert notice.splitlines()[-1] == '> `alpha = 0.2`, `trigger = "bw:16"`', "each once, in the quotation"
-    assert len(notebooks.with_notice(book(), {"alpha": 0.1, "data_dir": "x"}).cells) == 2
+    assert len(copies.with_notice(book(), {"alpha": 0.1, "data_dir": "x"}).cells) == 2
     nbformat.validate(copy)
 
 
@@ -179,7 +179,7 @@ def test_a_copy_links_only_to_what_lies_beside_it():
     plain = "00 start and [01 next](01_next.ipynb), b, [c](https://c.org/c.md)"
     computed = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", {"text/markdown": text})])
     cells = [nbformat.v4.new_markdown_cell(text), computed]
-    book = notebooks.without_dead_links(nbformat.v4.new_notebook(cells=cells), ["01_next.ipynb"])
+    book = copies.without_dead_links(nbformat.v4.new_notebook(cells=cells), ["01_next.ipynb"])
     assert book.cells[0].source == book.cells[1].outputs[0].data["text/markdown"] == plain
 
 

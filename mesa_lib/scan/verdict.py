@@ -37,23 +37,11 @@ def judge(
         if label not in screened:
             lines.append(not_screened(name))
             continue
-        spec, rate = detector.best(detected, label)
-        location = detected.screening.location(spec, label)
-        score, modeled = judged.scores[label], detected.rates.get(label, {})
-        lines.append(
-            {
-                "class": name,
-                "flagged": label in judged.flagged,
-                "score": round(score, 4),
-                "rate": round(rate, 4),
-                "limit": limit(spec, detector.side),
-                "rule": str(spec),
-                "location": None if location is None else location.tolist(),
-                "clean models with such a class": sum(max(scores) >= score for scores in clean_models),
-                "screened": {str(s): round(rates[label], 4) for s, rates in detected.screening.rates.items()},
-                "modeled": {str(s): round(rate, 4) for s, rate in modeled.items()},
-            }
-        )
+        score = judged.scores[label]
+        line = {"class": name, "flagged": label in judged.flagged, "score": round(score, 4)}
+        line |= line_of(detector, detected, label)
+        line["clean models with such a class"] = sum(max(scores) >= score for scores in clean_models)
+        lines.append(line)
     suspicious = [classes[label] for label in margins.get("suspicious", [])]
     word = "nothing found" if complete else "incomplete"
     word = "backdoored" if judged.flagged else "suspicious" if suspicious else word
@@ -66,6 +54,22 @@ def judge(
         "verdicts": lines,
         "clean models": len(clean_models),
         "clean models by data": false_positives.false_positives(by_dataset, detector.above),
+    }
+
+
+def line_of(detector: ScanDetector, detected: DetectionResult, label: int) -> dict:
+    """Return what was measured of a class, as a verdict's line has it."""
+    spec, rate = detector.best(detected, label)
+    location = detected.screening.location(spec, label)
+    screened, modeled = detected.screening.rates, detected.rates.get(label, {})
+    return {
+        "rate": round(rate, 4),
+        "limit": limit(spec, detector.side),
+        "rule": str(spec),
+        "location": None if location is None else location.tolist(),
+        "clean models with such a class": None,
+        "screened": {str(s): round(rates[label], 4) for s, rates in screened.items()},
+        "modeled": {str(s): round(rate, 4) for s, rate in modeled.items()},
     }
 
 
