@@ -118,10 +118,12 @@ def write_start_page(app, error):
 
 
 def adapt_links_of_outputs(app, exception):
-    """Let links to notebooks in computed sentences, which are outputs, lead to pages."""
+    """Let links to notebooks and documents in computed sentences, which are outputs, lead to pages."""
     for page in Path(app.outdir).glob("notebooks/*.html"):
         text = page.read_text()
-        page.write_text(re.sub(r'href="(?![^"]*_downloads)([\w./-]+)\.ipynb(#[^"]*)?"', r'href="\1.html\2"', text))
+        page.write_text(
+            re.sub(r'href="(?![^"]*_downloads)([\w./-]+)\.(?:ipynb|md)(#[^"]*)?"', r'href="\1.html\2"', text)
+        )
 
 
 def setup(app):
