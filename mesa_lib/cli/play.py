@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import re
 import tempfile
 from pathlib import Path
 
 import nbformat
 
-from mesa_lib.experiments import notebooks
+from mesa_lib.experiments import copies, notebooks
 from mesa_lib.experiments.params import Params
 from mesa_lib.reporting import playground
 
@@ -45,10 +44,7 @@ def play(a: argparse.Namespace) -> int:
 def as_page(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Return the notebook without what a single page cannot show: links to other files, and cells for stored copies."""
     book.cells = [cell for cell in book.cells if ONLY_STORED not in cell.metadata.get("tags", [])]
-    for cell in book.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(?<!!)\[([^\]]+)\]\([\w./-]+\.(?:ipynb|md)\)", r"\1", cell.source)
-    return book
+    return copies.without_dead_links(book, beside=())
 
 
 def page_options(page: Path, port: int, no_browser: bool) -> list[str]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
-from mesa_lib.reporting.plots.style import COLORS, PERCENT_TICKS, panels, spread
+from mesa_lib.reporting.plots.style import COLORS, named_rows, panels, percent_across, spread
 
 
 def _group_color(group: str) -> str:
@@ -165,17 +165,11 @@ def points_by_repair(
         found = [(x, y + shift) for y, row in enumerate(values.values()) for x in row.get(attacker, ())]
         xs, ys = zip(*found, strict=True)
         axis.scatter(xs, ys, s=34, color=palette[k], marker=marks[k % len(marks)], label=attacker, alpha=0.85, zorder=3)
-    for y in range(len(values) - 1):
-        axis.axhline(y + 0.5, color="0.85", linewidth=0.8)
     axis.axvline(line, color="0.3", linestyle="--", linewidth=1)
     if symlog:
-        axis.set_xscale("symlog", linthresh=5, linscale=1.5)
-        axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)))
-        axis.set_xlim(-0.3, 130)
+        percent_across(axis)
         axis.minorticks_off()
-    axis.set(yticks=range(len(values)), yticklabels=list(values), ylim=(len(values) - 0.5, -0.5), xlabel=xlabel)
-    axis.set_title(title, fontsize=12, loc="left")
-    axis.grid(axis="y", visible=False)
+    named_rows(axis, values, xlabel, title)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
 

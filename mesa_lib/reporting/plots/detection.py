@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mesa_lib.evaluation.intervals import clopper_pearson
-from mesa_lib.reporting.plots.style import COLORS, PERCENT_TICKS, spread
+from mesa_lib.reporting.plots.style import COLORS, named_rows, percent_across, spread
 
 #: color and mark of each further group of models
 GROUPS = ((COLORS["attacked"], "o"), (COLORS["ideal"], "s"), (COLORS["clean model"], "D"))
@@ -42,22 +42,16 @@ def class_scores(
     for label, dots, color, mark, size in groups:
         xs, ys = zip(*dots, strict=True) if dots else ((), ())
         axis.scatter(xs, ys, s=size, color=COLORS[color], marker=mark, label=label, alpha=0.85, zorder=3)
-    for y in range(len(scores) - 1):
-        axis.axhline(y + 0.5, color="0.85", linewidth=0.8)
     axis.axvline(threshold, color="0.3", linestyle="--", linewidth=1.2, label="threshold")
     if scale == "percent":
-        axis.set_xscale("symlog", linthresh=5, linscale=1.5)
-        axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)))
-        axis.set_xlim(-0.3, 130)
+        percent_across(axis)
     elif scale == "symlog":
         values = [value for row in scores.values() for value in row]
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(min(-0.05, 1.5 * min(values)), 1.5 * max(*values, threshold))
         axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.minorticks_off()
-    axis.set(yticks=range(len(scores)), yticklabels=list(scores), ylim=(len(scores) - 0.5, -0.5), xlabel=xlabel)
-    axis.set_title(title, fontsize=12, loc="left")
-    axis.grid(axis="y", visible=False)
+    named_rows(axis, scores, xlabel, title)
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
     return figure
 

@@ -1,5 +1,7 @@
 """What the figures share: theme, colors, axes, and the two layouts for several panels."""
 
+from collections.abc import Iterable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -74,3 +76,20 @@ def picture(image: Tensor) -> np.ndarray:
     """Return an image (3, h, w), uint8 or in [0, 1], as matplotlib shows it: (h, w, 3)."""
     image = image.float() / 255 if image.dtype == torch.uint8 else image
     return image.detach().cpu().clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def percent_across(axis: Axes) -> None:
+    """Give an axis of percentages from left to right: linear below 5, logarithmic above."""
+    axis.set_xscale("symlog", linthresh=5, linscale=1.5)
+    axis.set_xticks(PERCENT_TICKS, list(map(str, PERCENT_TICKS)))
+    axis.set_xlim(-0.3, 130)
+
+
+def named_rows(axis: Axes, names: Iterable[str], xlabel: str, title: str) -> None:
+    """Give each row of dots its name, the first on top, with a thin line between two rows."""
+    names = list(names)
+    for y in range(len(names) - 1):
+        axis.axhline(y + 0.5, color="0.85", linewidth=0.8)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
+    axis.set_title(title, fontsize=12, loc="left")
+    axis.grid(axis="y", visible=False)
