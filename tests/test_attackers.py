@@ -59,6 +59,14 @@ def test_the_answer_follows_the_rule(best, expected):
     assert attackers.answer([made_up(best=rate) for rate in best], "MESA - best inversion") == expected
 
 
+def test_a_difference_and_its_answer_in_words():
+    runs = [made_up(mesa=0.01, best=0.01), made_up(mesa=0.01, best=0.02)]
+    low, high = t_interval([0, -1])
+    text = attackers.difference_in_words(runs, "MESA - best inversion")
+    assert text == f"-0.50 points (95% CI {low:+.2f} to {high:+.2f})"
+    assert attackers.answer_in_words(runs, "MESA - best inversion") == "open"
+
+
 def test_residual_checks_are_counted_by_what_they_should_have_said():
     runs = [
         made_up(mesa=0.5, clear=(False, True)),  # missed and noticed

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from mesa_lib.evaluation import intervals
@@ -61,6 +62,20 @@ def test_an_open_question_is_answered_by_its_rule(mesa, says):
     lines = findings.hidden(content(*runs)).splitlines()
     assert lines[0] == "- 2 of 54 models are done, of 1 attackers." and says in lines[1]
     assert lines[-1].startswith(f"- One round of MESA leaves more than 5% on {sum(m > 0.05 for m in mesa)} of 2 models")
+
+
+@pytest.mark.parametrize(
+    ("mesa", "single", "says"),
+    [
+        ([3.0, 3.1, 3.2], [9.0, 9.1, 9.3], "holds"),
+        ([3.0, 3.1, 3.2], [2.0, 3.2, 9.3], "does not hold for MESA before single inversion"),
+        ([1.0, 3.1, 0.2], [1.0, 3.2, 0.3], "does not hold for ideal before MESA and MESA before single inversion"),
+        ([3.0, 3.1], [9.0, 9.1], "no order can be established (n = 2, no CI)"),
+    ],
+)
+def test_the_order_of_the_paper_is_claimed_only_where_each_interval_lies_below_zero(mesa, single, says):
+    asr = pd.DataFrame({"ideal": [1.0] * len(mesa), "MESA": mesa, "single inversion": single})
+    assert findings.order_in_words(asr).endswith(says)
 
 
 def test_sentences_are_indented_like_their_marker_and_a_marker_without_end_is_refused(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 
 from mesa_lib.experiments import notebooks
 from mesa_lib.experiments.params import Params
+from mesa_lib.reporting.tables import parameters
 from mesa_lib.store import paths
 
 BOOKS = sorted((paths.root() / "notebooks").glob("*.ipynb"))
@@ -58,19 +59,34 @@ def test_parameters_agree_with_the_schema(file):
         assert shown["inferred_type_name"] == type(defaults[name]).__name__
 
 
-def test_the_series_has_every_parameter_and_passes_it_on():
-    declared = [set(papermill.inspect_notebook(str(notebooks.notebook_path(name)))) for name in notebooks.SERIES]
-    assert set.union(*declared) == set(Params.model_fields) - {"defense_kinds", "detector_search"}, (
-        "01 to 04 are about patches alone"
-    )
-    assert declared[0] < declared[1] < declared[2], "a later notebook starts from the stages of the earlier ones"
+@pytest.mark.parametrize("name", notebooks.SERIES)
+def test_a_notebook_gets_what_its_cell_lists_and_whatever_is_not_the_default(name):
+    source = notebooks.notebook_path(name)
+    listed = set(papermill.inspect_notebook(str(source)))
+    assert set(notebooks.injected_parameters(source, Params())) == listed
+    assert "ema_rate" not in listed
+    changed = notebooks.injected_parameters(source, Params(ema_rate=0.5))
+    assert set(changed) == listed | {"ema_rate"} and changed["ema_rate"] == 0.5
+
+
+def test_the_page_of_parameters_has_all_of_them_with_their_defaults():
+    """`mesa_lib tables` writes it."""
+    text = (paths.root() / "docs" / "parameters.md").read_text()
+    assert text == parameters.page()
+    for name, default in Params().model_dump().items():
+        assert text.count(f"| `{name}` | `{default!r}` | {Params.model_fields[name].description} |") == 1
 
 
 def test_there_is_one_parameters_cell_of_flat_scalars(book):
     tagged = [c for c in code(book) if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
+    assert len(tagged[0].source.splitlines()) <= 15
     for line in tagged[0].source.splitlines():
         assert re.fullmatch(r'\w+: (int|float|str) = (-?[\d.e-]+|"[^"=]*")  # \S.*', line), line
+
+
+def test_no_code_cell_is_longer_than_25_lines(book):
+    assert not [c.source for c in code(book) if len(c.source.splitlines()) > 25]
 
 
 def test_it_was_executed_from_top_to_bottom_without_errors(book):
@@ -251,6 +267,8 @@ def test_no_cell_gives_a_parameter_another_value(book):
         names = {
             n.id for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
         }
+        imports = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+        names |= {alias.asname or alias.name for n in imports for alias in n.names}
         assert not names & set(Params.model_fields), cell.source
 
 
@@ -263,9 +281,9 @@ def test_the_parameters_cell_can_be_edited_and_run_again(tmp_path):
     for source in sources:
         exec(source, namespace)
     namespace |= {"first": [1, 2], "rows": [], "best": 0.5}
-    exec(sources[1].replace('"bw:170"', '"bw:16"'), namespace)
+    exec(sources[1].replace('"bw:170"', '"bw:16"') + "\nclean_lr: float = 0.05", namespace)
     exec(sources[2], namespace)
-    assert namespace["p"].trigger == "bw:16"
+    assert (namespace["p"].trigger, namespace["p"].clean_lr) == ("bw:16", 0.05), "a line was added to the cell"
     namespace["trigger"] = object()
     with pytest.raises(ValueError, match="trigger = <object"):
         exec(sources[2], namespace)

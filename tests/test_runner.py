@@ -19,9 +19,10 @@ import torch
 from PIL import Image
 from toy_notebooks import toy_repository
 
-from mesa_lib.cli import main, run
+from mesa_lib.cli import main
 from mesa_lib.experiments import copies, kernels, notebooks, params
 from mesa_lib.experiments.ahead import trained_ahead
+from mesa_lib.reporting.tables import parameters
 from mesa_lib.store import paths
 
 SMALL = {
@@ -337,7 +338,7 @@ def test_the_command_line_runs_from_any_folder(tmp_path):
 
 def test_an_attack_that_a_notebook_does_not_know_is_refused():
     with pytest.raises(ValueError, match="attack = 'corner': 04_defending.ipynb is about patches at a random location"):
-        notebooks.declared_parameters(notebooks.notebook_path("04"), params.check({"attack": "corner"}))
+        notebooks.injected_parameters(notebooks.notebook_path("04"), params.check({"attack": "corner"}))
 
 
 def test_repeat_says_what_took_its_place(capsys):
@@ -374,7 +375,7 @@ def test_a_stopped_command_says_what_is_kept(stop, code, monkeypatch, capsys):
     def stopped():
         raise stop
 
-    monkeypatch.setattr(run, "parameter_reference", stopped)
+    monkeypatch.setattr(parameters, "listing", stopped)
     assert main.main(["params"]) == code
     assert "stopped; what was finished is kept" in capsys.readouterr().err
 

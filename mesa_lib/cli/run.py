@@ -3,11 +3,10 @@
 import argparse
 from pathlib import Path
 
-import papermill
-
 from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import notebooks, params, results
 from mesa_lib.experiments.pipeline import Pipeline
+from mesa_lib.reporting.tables import parameters
 from mesa_lib.store import paths
 from mesa_lib.store.sanitize import sanitize
 
@@ -28,7 +27,7 @@ def add(commands) -> None:
     again.add_argument("names", nargs="*", help="default: all")
     again.set_defaults(function=refresh)
     tables = commands.add_parser(
-        "tables", help="write the tables of docs/results.md and the README, and the README's figure (maintainers)"
+        "tables", help="write docs/parameters.md, and the tables and the figure of the pages (maintainers)"
     )
     tables.set_defaults(function=write_tables)
     # whatever options follow, they are refused in one message: no text begins with this prefix
@@ -79,18 +78,8 @@ def check_parameters(a: argparse.Namespace) -> int:
 
 def list_parameters(a: argparse.Namespace) -> int:
     """Show all parameters."""
-    print(parameter_reference())
+    print(parameters.listing())
     return 0
-
-
-def parameter_reference() -> str:
-    """Return all parameters with default and meaning, and the notebooks that declare them."""
-    declared = {name: papermill.inspect_notebook(str(notebooks.notebook_path(name))) for name in notebooks.SERIES}
-    defaults, lines = params.Params().model_dump(), []
-    for name, field in params.Params.model_fields.items():
-        where = " ".join(book[:2] for book, names in declared.items() if name in names) or notebooks.VICTIM_NOTEBOOK
-        lines.append(f"{name:<20}{defaults[name]!r:<15} {where:<13}{field.description}")
-    return "\n".join(lines)
 
 
 def refresh(a: argparse.Namespace) -> int:
@@ -101,11 +90,12 @@ def refresh(a: argparse.Namespace) -> int:
 
 
 def write_tables(a: argparse.Namespace) -> int:
-    """Write the tables of docs/results.md and of the README, and the README's figure."""
+    """Write docs/parameters.md, the tables of docs/results.md and of the README, and the README's figure."""
     from mesa_lib.reporting import plots
     from mesa_lib.reporting.tables import findings, readme, summary
 
     root = paths.repository("tables")
+    (root / "docs" / "parameters.md").write_text(parameters.page())
     readme.fill_page(root / "docs" / "results.md", lambda _, content: readme.markdown(content), findings.FINDINGS)
     short = {findings.COVERED: findings.covered_short}
     readme.fill_page(root / "README.md", lambda _, content: summary.markdown(content), short)

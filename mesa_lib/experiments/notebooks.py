@@ -53,20 +53,20 @@ def all_notebooks() -> list[str]:
     return sorted(file.stem for file in (paths.root() / "notebooks").glob("*.ipynb"))
 
 
-def declared_parameters(source: Path, p: Params) -> dict:
-    """Return the values of the parameters that a notebook declares, as its cell would write them.
+def injected_parameters(source: Path, p: Params) -> dict:
+    """Return the parameters that a notebook gets: those that its cell lists, and all that are not the defaults.
 
     Raises:
         ValueError: if the notebook is about random-location patches and `p` has another attack.
     """
-    declared = papermill.inspect_notebook(str(source))
-    allowed = RANDOM_LOCATION if "attack" in declared else RANDOM_LOCATION[:1]
+    listed, defaults = papermill.inspect_notebook(str(source)), Params().model_dump()
+    allowed = RANDOM_LOCATION if "attack" in listed else RANDOM_LOCATION[:1]
     if p.attack not in allowed and source.stem != VICTIM_NOTEBOOK:
         raise ValueError(
             f"attack = {p.attack!r}: {source.name} is about patches at a random location; "
             f"expected {' or '.join(allowed)}"
         )
-    return {name: value for name, value in p.model_dump().items() if name in declared}
+    return {name: value for name, value in p.model_dump().items() if name in listed or value != defaults[name]}
 
 
 def series_folder(p: Params) -> str:
@@ -123,7 +123,7 @@ def run_notebooks(
         environment: variables of the kernel beside those of this process.
     """
     sources = [notebook_path(name) for name in names]
-    values = [declared_parameters(source, p) for source in sources]
+    values = [injected_parameters(source, p) for source in sources]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ def run_notebook(source: Path, values: dict, out: Path, kernel: kernels.SharedKe
     """Execute one notebook into a folder and return the copy: complete under its name or, failed, under another.
 
     Args:
-        values: of the parameters that it declares.
+        values: of the parameters that it gets.
         beside: names of the notebooks in the folder; links to others become plain text.
     """
     target, scratch = out / source.name, out / f".running-{source.name}"

@@ -1,8 +1,8 @@
 """Every parameter of the experiments, checked before anything runs.
 
-A notebook declares those it needs in its `parameters` cell and checks what it got, from the cell, from papermill or
-from a parameter file: `p = params.from_notebook(globals())`. Names, types, defaults and comments of the cells agree
-with this file; a test compares them.
+A notebook lists those that one changes most often in its `parameters` cell; any other can be added. It checks what it
+got, from the cell, from papermill or from a parameter file: `p = params.from_notebook(globals())`. Names, types,
+defaults and comments of the cells agree with this file; a test compares them.
 """
 
 import difflib
@@ -215,10 +215,10 @@ def _explain(problem: Mapping[str, Any], values: Mapping[str, Any]) -> str:
 def from_notebook(namespace: Mapping[str, Any]) -> Params:
     """Return the checked parameters of a notebook: `p = params.from_notebook(globals())`, right after their cell.
 
-    Papermill only warns about names that it does not know. Here every plain value in the notebook counts as a parameter
-    at the first call, so a misspelled one is refused, however it was passed. Later calls, after the reader has edited
-    the cell and run it again, check the same names, which the result of the first call (`p`) has recorded: by then the
-    notebook has variables of its own. As the start of every notebook, the call also sets `device.keep_memory`.
+    Papermill only warns about names that the cell does not list. Here every plain value in the notebook counts as a
+    parameter at the first call, so a misspelled one is refused, however it was passed. Later calls, after the reader
+    edited the cell and ran it again, check the variables that have the name of a parameter: by then the notebook has
+    others of its own. As the start of every notebook, the call also sets `device.keep_memory`.
 
     Args:
         namespace: the notebook's variables; left unchanged.
@@ -232,9 +232,10 @@ def from_notebook(namespace: Mapping[str, Any]) -> Params:
         for name, value in namespace.items()
         if not name.startswith("_") and name not in ("In", "Out") and hidden.get(name, hidden) is not value
     }
-    earlier = next((value for value in public.values() if isinstance(value, Params)), Params())
+    again = any(isinstance(value, Params) for value in public.values())
     plain = str | int | float | bool | None | list | tuple
-    names = earlier.model_fields_set or {name for name, value in public.items() if isinstance(value, plain)}
+    given = {name for name, value in public.items() if isinstance(value, plain)}
+    names = set(Params.model_fields) if again else given
     return check({name: value for name, value in public.items() if name in names})
 
 

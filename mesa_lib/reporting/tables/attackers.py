@@ -95,6 +95,21 @@ def answer(runs: Sequence[dict], title: str) -> str:
     return "better" if high < -MATTERS else "not better" if low > -MATTERS else "undecided"
 
 
+def difference_in_words(runs: Sequence[dict], title: str) -> str:
+    """Return a paired difference over all runs with its unit and its 95% CI."""
+    return differences(runs).iloc[:, 0][title].replace(" (", " points (95% CI ")
+
+
+def answer_in_words(runs: Sequence[dict], title: str) -> str:
+    """Return what a comparison answers, after *the question whether a distribution is needed is*."""
+    words = {
+        "undecided": "open",
+        "better": "answered: yes, by more than half a point",
+        "not better": "answered: no, not by half a point",
+    }
+    return words[answer(runs, title)]
+
+
 def checks(runs: Sequence[dict]) -> pd.DataFrame:
     """Return, for each attacker, how often the first round of MESA missed, and what the residual check said.
 

@@ -1,12 +1,15 @@
 """Sentences about sweeps that still grow, computed from their result files, so that no page contradicts its tables.
 
-All functions take the content of a result file (`experiments.results.load_content`) and return markdown.
+Those in `FINDINGS` take the content of a result file (`experiments.results.load_content`) and return markdown.
 """
 
 from collections.abc import Callable, Sequence
 
-from mesa_lib.evaluation.intervals import t_interval
+import pandas as pd
+
+from mesa_lib.evaluation.intervals import bootstrap_interval, t_interval
 from mesa_lib.experiments.sweep import grid
+from mesa_lib.reporting.prose import listed
 from mesa_lib.reporting.tables.attackers import COMPARISONS, LEFT, answer, by_attacker, rate
 from mesa_lib.reporting.tables.paper import rates
 
@@ -51,6 +54,23 @@ def covered(content: dict) -> str:
         f"MESA costs {_mean(lost):.1f} points of accuracy on average and {max(lost):.1f} at worst.",
     ]
     return _bullets(lines)
+
+
+def order_in_words(asr: pd.DataFrame) -> str:
+    """Return whether the paper's order of repairs, ideal before MESA before single inversion, holds here.
+
+    It holds where the 95% CI (bootstrap over triggers) of each paired difference lies below 0.
+
+    Args:
+        asr: ASR in percent, one row per trigger and one column per repair.
+    """
+    if len(asr) < 3:
+        return f"no order can be established (n = {len(asr)}, no CI)"
+    pairs = [("ideal", "MESA"), ("MESA", "single inversion")]
+    failing = [f"{one} before {other}" for one, other in pairs if bootstrap_interval(asr[one] - asr[other])[1] >= 0]
+    if failing:
+        return f"the paper's order does not hold for {listed(failing)}"
+    return "the paper's order, ideal before MESA before single inversion, holds"
 
 
 def hidden(content: dict) -> str:
