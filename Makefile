@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # JOBS files at a time, one thread each; what is trained is kept in .test-store/ until the sources change
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --nbval
 
-.PHONY: run test test-all lab play book install notebooks assignments
+.PHONY: run test test-all lab play book install notebooks assignments students
 
 run: $(INSTALLED)  ## the main job on digits: notebooks 01 to 04, the table, the figures
 	$(BIN)/python -m mesa_lib run params/digits.yaml
@@ -41,6 +41,9 @@ assignments: $(INSTALLED)  ## the problem sets as students get them: assignments
 	test $(COURSE) = assignments || $(BIN)/python assignments/variant.py $(VARIANT) $(COURSE)/source
 	cd $(COURSE) && for set in source/*/; do \
 	  $(abspath $(BIN))/nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
+
+students: assignments  ## the project without solutions, and the released sets: assignments/students.zip
+	$(BIN)/python assignments/student_copy.py $(COURSE)
 
 install: $(INSTALLED)
 
