@@ -37,13 +37,16 @@ notebooks: $(INSTALLED)  ## execute the notebooks in place (maintainers)
 # the folder in which a variant is graded: assignments/ or one of its own, with its sources, gradebook and hand-ins
 COURSE = assignments$(if $(filter-out 0,$(VARIANT)),/variant/$(VARIANT))
 assignments: $(INSTALLED)  ## the problem sets as students get them: assignments/release/; VARIANT=7: with other numbers
-	test $(COURSE) = assignments || (mkdir -p $(COURSE) && rm -rf $(COURSE)/source && cp assignments/nbgrader_config.py $(COURSE))
-	test $(COURSE) = assignments || $(BIN)/python assignments/variant.py $(VARIANT) $(COURSE)/source
+	@test -d assignments/source || { echo "assignments/source: expected the sources of the sets, which this copy lacks"; exit 1; }
+ifneq ($(VARIANT),0)
+	mkdir -p $(COURSE) && rm -rf $(COURSE)/source && cp assignments/nbgrader_config.py $(COURSE) && \
+	  $(BIN)/python assignments/variant.py $(VARIANT) $(COURSE)/source
+endif
 	cd $(COURSE) && for set in source/*/; do \
 	  $(abspath $(BIN))/nbgrader generate_assignment $$(basename $$set) --create --force || exit 1; done
 
 students: assignments  ## the project without solutions, and the released sets: assignments/students.zip
-	$(BIN)/python assignments/student_copy.py $(COURSE)
+	$(BIN)/python assignments/student_copy.py $(VARIANT)
 
 install: $(INSTALLED)
 

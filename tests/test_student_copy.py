@@ -1,5 +1,6 @@
 """The copy of the project for students: it holds the released sets and nothing that gives a solution away."""
 
+import re
 import subprocess
 import zipfile
 from importlib import util
@@ -23,51 +24,67 @@ def student_copy():
 
 @pytest.fixture
 def repository(tmp_path):
-    """A small git checkout with a set, its solution, and a file that git does not know."""
-    files = {"README.md": "m", "assignments/source/ps1/ps1.ipynb": "### BEGIN SOLUTION", "tests/hand_ins.py": "answers"}
+    """A small git checkout with a set, its solution, two releases, and a file that git does not know."""
+    files = {"README.md": "m", "assignments/README.md": "the guide", "assignments/students.md": "the page"}
+    files |= {"assignments/source/ps1/ps1.ipynb": "### BEGIN SOLUTION", "tests/hand_ins.py": "answers"}
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     subprocess.run(["git", "add", "."], cwd=tmp_path, check=True)
     (tmp_path / "private.txt").write_text("of the instructor")
-    (tmp_path / "assignments" / SET).parent.mkdir(parents=True)
-    (tmp_path / "assignments" / SET).write_text("the released set")
+    for where in ("", "variant/7/"):
+        (tmp_path / "assignments" / where / SET).parent.mkdir(parents=True)
+        (tmp_path / "assignments" / where / SET).write_text(f"{where}released")
     return tmp_path
 
 
-def test_it_holds_tracked_files_and_released_sets_without_solutions(student_copy, repository):
-    written = student_copy.write(repository / "assignments", repository)
-    assert written == repository / "assignments" / "students.zip"
+@pytest.mark.parametrize(("variant", "file"), [(0, "students.zip"), (7, "variant/7/students-7.zip")])
+def test_it_holds_tracked_files_and_released_sets_without_solutions(student_copy, repository, variant, file):
+    written = student_copy.write(variant, repository / "assignments")
+    assert written == repository / "assignments" / file
     with zipfile.ZipFile(written) as archive:
-        assert archive.namelist() == ["mesa/README.md", f"mesa/course/{SET}"]
-        assert archive.read(f"mesa/course/{SET}") == b"the released set"
+        assert archive.namelist() == ["mesa/README.md", "mesa/assignments/README.md", f"mesa/course/{SET}"]
+        assert archive.read("mesa/assignments/README.md") == b"the page"
+        assert archive.read(f"mesa/course/{SET}").decode() == ("variant/7/released" if variant else "released")
 
 
 def test_without_a_release_it_says_what_comes_first(student_copy, repository):
-    (repository / "assignments" / SET).unlink()
-    with pytest.raises(ValueError, match="make assignments"):
-        student_copy.write(repository / "assignments", repository)
+    with pytest.raises(ValueError, match="8/release: expected the sets that `make assignments` writes"):
+        student_copy.write(8, repository / "assignments")
 
 
 def test_outside_a_git_checkout_it_is_refused(student_copy, tmp_path):
-    (tmp_path / SET).parent.mkdir(parents=True)
-    (tmp_path / SET).touch()
+    (tmp_path / "assignments" / SET).parent.mkdir(parents=True)
+    (tmp_path / "assignments" / SET).touch()
     with pytest.raises(ValueError, match="expected a git checkout"):
-        student_copy.write(tmp_path, tmp_path)
+        student_copy.write(0, tmp_path / "assignments")
 
 
-def test_no_shared_file_of_the_project_has_a_solution(student_copy):
-    """Whatever is added to the project later: marks of solutions, and of hand-ins with answers, stay behind."""
+@pytest.fixture
+def shared(student_copy):
+    """The files of the project that students get."""
     try:
-        shared = student_copy.shared_files(paths.root())
+        return student_copy.shared_files(paths.root())
     except ValueError:
         pytest.skip("needs a git checkout")
-    marked = [
-        name
-        for name in shared
-        if name.endswith((".ipynb", ".py", ".yaml")) and "BEGIN SOLUTION" in (paths.root() / name).read_text()
-    ]
-    assert marked == ["tests/test_student_copy.py"], "this file names the mark"
-    withheld = [name for name in student_copy.WITHHELD if not (paths.root() / name).exists()]
-    assert not withheld, "expected files and folders that exist"
+
+
+def test_no_shared_file_of_the_project_has_a_solution(student_copy, shared):
+    """Whatever is added to the project later: marks of solutions, and of hand-ins with answers, stay behind."""
+    texts = {name: (paths.root() / name).read_text() for name in shared if name.endswith((".ipynb", ".py", ".yaml"))}
+    assert not [name for name, text in texts.items() if "BEGIN SOLUTION" in text]
+    assert not [name for name in student_copy.WITHHELD if not (paths.root() / name).exists()], "all of them exist"
+
+
+def test_links_from_pages_and_notebooks_to_the_course_lead_to_the_students_page(student_copy, shared):
+    into = re.compile(r"\]\((?:\.\./)*(assignments/[\w./-]+)")
+    pages = [name for name in shared if name.startswith(("notebooks/", "docs/", "README")) and "_build" not in name]
+    texts = [(paths.root() / name).read_text() for name in pages if name.endswith((".md", ".ipynb"))]
+    assert {link for text in texts for link in into.findall(text)} == {student_copy.GUIDE}
+
+
+def test_the_students_page_links_to_files_that_they_get(student_copy, shared):
+    text = (ASSIGNMENTS / student_copy.PAGE).read_text()
+    links = re.findall(r"\]\(\.\./([^)#]+)", text)
+    assert len(links) >= 5 and not set(links) - set(shared)
