@@ -14,9 +14,9 @@ from mesa_lib import scan as scanning
 from mesa_lib import store
 from mesa_lib.data import Split
 from mesa_lib.defenses.base import Knowledge
-from mesa_lib.defenses.mesa import location_search
+from mesa_lib.defenses.mesa import inversion_search, location_search
 from mesa_lib.defenses.mesa.detector import MESA, DetectionResult
-from mesa_lib.defenses.mesa.screening import LocationScreening, PatchSpec, ScreeningResult
+from mesa_lib.defenses.mesa.screening import PatchSpec, ScreeningResult
 from mesa_lib.models import inference, networks
 from mesa_lib.reporting.html import scan as scan_report
 from mesa_lib.scan import accuracy, data_free
@@ -24,7 +24,7 @@ from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.detector import STRICTEST_LIMIT, ScanDetector, ScanScreening, limit, margin
 from mesa_lib.scan.observer import ScanObserver
 from mesa_lib.scan.options import SIDES, Options, squares
-from mesa_lib.scan.progress import Progress, modeling_passes, screening_passes
+from mesa_lib.scan.progress import Progress, modeling_passes
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.scan.repair import residual_record
 from mesa_lib.scan.scanner import Scanner
@@ -94,16 +94,50 @@ def test_a_class_is_judged_by_the_spec_that_comes_highest_above_its_own_limit():
     assert ScanDetector().judge(modeled).flagged == [], "the full model has the last word"
 
 
-def test_of_a_suspect_the_best_spec_of_either_kind_is_modeled():
-    three, four = PatchSpec((3, 3), True), PatchSpec((4, 4), True)
-    rates = {
-        PatchSpec((2, 2)): [0.05, 0],
-        PatchSpec((5, 5)): [0.2, 0],
-        PatchSpec((2, 2), True): [0.3, 0],
-        three: [0.5, 0],
-        four: [0.9, 0],
-    }
-    assert ScanDetector().suspects(detected(rates).screening) == {0: [PatchSpec((5, 5)), four, three]}
+def test_of_a_suspect_the_best_specs_within_reach_are_modeled_and_smaller_ones_that_do_nearly_as_well():
+    three, four, five = PatchSpec((3, 3), True), PatchSpec((4, 4), True), PatchSpec((5, 5))
+    rates = {PatchSpec((2, 2)): [0.28, 0, 0.1], five: [0.4, 0, 0.3], three: [0.85, 0, 0.45], four: [0.9, 0, 0.5]}
+    assert ScanDetector().suspects(detected(rates).screening) == {0: [five, three, four]}
+    assert ScanDetector(comparable=0.01).suspects(detected(rates).screening) == {0: [five, four]}
+    assert ScanDetector(reach=0.48).suspects(detected(rates).screening) == {0: [five, three, four], 2: [five]}
+    assert list(ScanDetector(reach=1, max_suspects=1).suspects(detected(rates).screening)) == [0]
+    small = PatchSpec((2, 2))
+    assert ScanDetector().suspects(detected({small: [0.95], five: [1.0]}).screening) == {0: [small, five]}
+
+
+def test_where_patches_fire_at_random_locations_a_fixed_one_is_not_repaired_as_well():
+    anywhere, fixed = PatchSpec((3, 3)), PatchSpec((3, 3), True)
+    modeled = {0: {anywhere: 0.9, fixed: 0.99}, 1: {anywhere: 0.5, fixed: 0.99}}
+    assert ScanDetector().firing(detected({anywhere: [0, 0]}, modeled)) == [(0, anywhere), (1, fixed)]
+
+
+class RecordingScreening(ScanScreening):
+    """Keeps which classes are modeled."""
+
+    def modeled_rates(self, view, spec, labels, locations):
+        self.recorded = list(labels)
+        return [0.25] * view.classes
+
+
+@pytest.mark.parametrize(
+    ("reached", "kept", "modeled"),
+    [((0.1, 0.4, 0.2), (), [1, 2]), ((0.6, 0.7, 0.9), (), [0, 1, 2]), ((0.1, 0.4, 0.2), (0,), [0, 1, 2])],
+)
+def test_the_classes_are_modeled_on_which_inverted_patches_succeed_most(coded, monkeypatch, reached, kept, modeled):
+    view = Scanner(Coded(), coded, Options(), silent).view(Knowledge("gradients", rule=True))
+    monkeypatch.setattr(inversion_search, "at_random_locations", lambda *a: torch.tensor(reached))
+    screening = RecordingScreening(sizes=((3, 3),))
+    rates, locations = screening.screen_spec(view, PatchSpec((3, 3)), kept=kept)
+    assert screening.recorded == modeled and locations is None
+    assert rates == pytest.approx([0.25 if k in modeled else value for k, value in enumerate(reached)])
+
+
+def test_few_classes_can_be_screened_alone(coded, monkeypatch):
+    view = Scanner(Coded(), coded, Options(), silent).view(Knowledge("gradients", rule=True))
+    monkeypatch.setattr(inversion_search, "at_best_locations", lambda *a, **o: (torch.tensor([[2, 3]]), torch.ones(1)))
+    screening = RecordingScreening(sizes=((3, 3),))
+    rates, locations = screening.screen_spec(view, PatchSpec((3, 3), True), [1], kept=[0])
+    assert screening.recorded == [1] and rates == [0, 0.25, 0] and locations.tolist() == [[0, 0], [2, 3], [0, 0]]
 
 
 # --- options ---------------------------------------------------------------------------------------------
@@ -303,8 +337,7 @@ def test_as_many_classes_are_screened_as_fit_the_budget():
     progress.seconds, progress.passes = 1.0, 1000.0
     options = detector, tuple("abcdefghij"), (32, 32), {}, progress, lambda count: 0
     reserve = modeling_passes(detector.settings)
-    each = [sum(screening_passes(detector.screening, spec, k, (32, 32)) for spec in detector.screening.specs())
-            for k in (4, 10)]  # fmt: skip
+    each = [sum(detector.screening.passes(spec, k, (32, 32)) for spec in detector.screening.specs()) for k in (4, 10)]
     for passes, labels in ((each[0], [0, 1, 2, 9]), (each[1], list(range(10))), (0, [9])):
         observer = ScanObserver(*options, deadline=time.monotonic() + (passes + reserve) / 1000 + 1)
         observer.fit_budget([9, 0, 1, 2, 3, 4, 5, 6, 7, 8])
@@ -325,7 +358,7 @@ def test_a_report_escapes_whatever_comes_from_outside(coded, quick, empty_store)
 
 def test_a_scan_that_was_stopped_goes_on_where_it_was(coded, quick, empty_store, monkeypatch):
     first = scanning.scan(Coded((9, 4)), coded)
-    monkeypatch.setattr(LocationScreening, "screen_spec", lambda *a: pytest.fail("screened again"))
+    monkeypatch.setattr(ScanScreening, "screen_spec", lambda *a: pytest.fail("screened again"))
     monkeypatch.setattr(MESA, "model", lambda *a: pytest.fail("modeled again"))
     again = scanning.scan(Coded((9, 4)), coded)
     assert again.result["verdicts"] == first.result["verdicts"]
@@ -493,8 +526,14 @@ def test_passes_are_counted_for_modeling_and_screening():
     settings = Settings(betas=(0.9, 0.5), steps=10, triggers_per_step=3, images_per_trigger=2)
     assert modeling_passes(settings) == 10 * 2 * 3 * 2
     screening = ScanScreening(sizes=((3, 3),), settings=settings)
-    anywhere, fixed = (screening_passes(screening, spec, 4, (32, 32)) for spec in screening.specs())
-    assert anywhere == 4 * modeling_passes(settings) and fixed > anywhere + 21 * 8 * 4 * 27
+    anywhere, fixed = (screening.passes(spec, 4, (32, 32)) for spec in screening.specs())
+    e = screening.effort
+    inverted = e.starts * e.images * e.steps
+    assert anywhere == 4 * inverted + 3 * 10 * 3 * 2, "two classes and the one with the largest margin are modeled"
+    assert fixed > anywhere + 225 * 40 / 3
+    assert screening.passes(screening.specs()[0], 2, (32, 32)) == 2 * inverted + 2 * 10 * 3 * 2, (
+        "no more than there are"
+    )
 
 
 def test_a_repair_is_part_of_the_time_left(coded, quick):

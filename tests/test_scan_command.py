@@ -17,10 +17,12 @@ from mesa_lib import scan as scanning
 from mesa_lib import success
 from mesa_lib.cli import main
 from mesa_lib.cli import scan as scan_command
-from mesa_lib.defenses.mesa import location_search
+from mesa_lib.defenses.mesa.inversion_search import Effort
 from mesa_lib.models import networks
 from mesa_lib.scan import accuracy
+from mesa_lib.scan import options as scan_options
 from mesa_lib.scan.accuracy import NoVerdict
+from mesa_lib.scan.detector import ScanScreening
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.reading.wrapped import WrappedClassifier
 from mesa_lib.scan.scanner import Scanner
@@ -185,8 +187,8 @@ def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monk
     fit_head(nn.Sequential(usual, resnet), head, split.images, split.labels)
     resnet.fc = head
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
-    quick_search = functools.partial(location_search.optimize_patches, steps=1, images_per_patch=1)
-    monkeypatch.setattr(location_search, "optimize_patches", quick_search)
+    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(scan_options, "ScanScreening", quickest)
     arguments = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
     arguments += ["--network", "torchvision:resnet18"]
     arguments += ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--trust-preprocessing"]

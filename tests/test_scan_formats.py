@@ -14,8 +14,10 @@ from toys import fit_head
 
 from mesa_lib import scan as scanning
 from mesa_lib.cli import main
-from mesa_lib.defenses.mesa import location_search
+from mesa_lib.defenses.mesa.inversion_search import Effort
 from mesa_lib.models.networks import Normalize
+from mesa_lib.scan import options as scan_options
+from mesa_lib.scan.detector import ScanScreening
 from mesa_lib.scan.reading import cifar_networks
 
 MEAN, STD = 0.5, 0.25
@@ -104,8 +106,8 @@ def test_a_model_is_scanned_from_its_files(tmp_path, monkeypatch, empty_store, t
             picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
             picture.save(tmp_path / "images" / name / f"{i}.png")
     file, network = made(tmp_path, scanning.read_images(tmp_path / "images"))
-    quick_search = functools.partial(location_search.optimize_patches, steps=1, images_per_patch=1)
-    monkeypatch.setattr(location_search, "optimize_patches", quick_search)
+    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
+    monkeypatch.setattr(scan_options, "ScanScreening", quickest)
     command = ["scan", str(tmp_path / file), str(tmp_path / "images"), "--network", network, "--mean", str(MEAN)]
     command += ["--std", str(STD), "--trust-preprocessing", "--repair", "--repair-epochs", "1"]
     assert main.main([*command, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err

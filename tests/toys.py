@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from mesa_lib import scan as scanning
 from mesa_lib.data import Split
+from mesa_lib.defenses.mesa.inversion_search import Effort
 from mesa_lib.scan.detector import ScanDetector, ScanScreening
 from mesa_lib.settings import Settings
 
@@ -52,14 +53,15 @@ def quick_detector() -> ScanDetector:
     """Return the scan's detector with fewer steps, for 3x3 only."""
     few = Settings(betas=(0.9,), steps=30, triggers_per_step=16)
     repair = few.replace(betas=(0.9, 0.5), steps=20)
-    screening = ScanScreening(sizes=((3, 3),), settings=few, shortlist=6)
+    screening = ScanScreening(sizes=((3, 3),), settings=few, effort=Effort(shortlist=6))
     return ScanDetector(screening, few.replace(steps=80), repair_modeling=repair)
 
 
 def tiny_detector(side: int = 16, size: int = 3) -> ScanDetector:
     """Return the scan's detector with next to no steps: for tests of everything but the verdict."""
     few = Settings(betas=(0.9,), steps=2, triggers_per_step=2)
-    search = {"stride": max(8, side // 4), "patches_per_location": 2, "shortlist": 2}
+    effort = Effort(1, 1, 1, 1, 1, kept=1, next_steps=1, refined=1, shortlist=2, patches_per_location=2)
+    search = {"stride": max(8, side // 4), "effort": effort}
     screening = ScanScreening(sizes=((size, size),), settings=few, side=side, **search)
     return ScanDetector(screening, few, repair_modeling=few, side=side)
 

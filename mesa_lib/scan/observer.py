@@ -12,7 +12,7 @@ from mesa_lib.defenses.base import describe_method
 from mesa_lib.defenses.mesa.screening import PatchSpec, SearchObserver
 from mesa_lib.distribution import TriggerDistribution
 from mesa_lib.scan.detector import ScanDetector
-from mesa_lib.scan.progress import Progress, modeling_passes, screening_passes
+from mesa_lib.scan.progress import Progress, modeling_passes
 from mesa_lib.settings import Settings
 
 Modeled = tuple[TriggerDistribution, float]
@@ -49,12 +49,14 @@ class ScanObserver(SearchObserver):
         self.order = self.labels = list(range(len(classes)))
         self.detector, self.classes, self.key, self.progress = detector, classes, key, progress
         self.repair_passes, self.device = repair_passes, device
-        screening = detector.screening
-        self.passes_of = partial(screening_passes, screening, image_size=image_size)
-        self.passes = {spec: self.passes_of(spec, len(classes)) for spec in screening.specs()}
+        self.kept: list[int] = []
+        self.passes_of = partial(detector.screening.passes, image_size=image_size)
+        self.passes = {spec: self.passes_of(spec, len(classes)) for spec in detector.screening.specs()}
 
     def fit_budget(self, order: Sequence[int]) -> None:
-        """Leave out classes for which the time does not suffice, if there is a deadline.
+        """Begin with the classes of this order, and leave out those for which time does not suffice by a deadline.
+
+        The first class is modeled whatever inverted patches of it do.
 
         Time is kept for one modeling; one class is always screened. After the first spec, whose time is known then,
         further classes may be added (`screened`).
@@ -63,6 +65,7 @@ class ScanObserver(SearchObserver):
             order: all classes, those first that should rather be screened.
         """
         self.order = list(order)
+        self.kept = self.order[:1]
         if self.deadline is not None:
             self._choose(self._fitting(list(self.passes)))
 
@@ -122,7 +125,7 @@ class ScanObserver(SearchObserver):
     def _after(self, number: int) -> float:
         """Return the passes of everything after the screening by this spec, if one class is suspect."""
         suspect = self.detector.max_specs * modeling_passes(self.detector.settings)
-        suspect += self.repair_passes(self.detector.max_specs)
+        suspect += self.repair_passes(2)  # of random locations, the best patches and smaller ones
         return sum(list(self.passes.values())[number + 1 :]) + suspect
 
     def _left(self, number: int) -> str:
@@ -133,14 +136,13 @@ class ScanObserver(SearchObserver):
         self, spec: PatchSpec, number: int, labels: list[int], run: Callable[..., tuple[list[float], Tensor | None]]
     ) -> tuple[list[float], Tensor | None]:
         """Return the rates and locations of one spec for some classes, from the store or from `run`."""
-        all_classes = len(labels) == len(self.classes)
 
         def make() -> tuple[dict, dict]:
-            rates, locations = run() if all_classes else run(labels)
+            rates, locations = run(labels, self.kept)
             return {}, {"rates": rates, "locations": None if locations is None else locations.tolist()}
 
         config = self.key | {"spec": str(spec), "screening": describe_method(self.detector.screening)}
-        config |= {} if all_classes else {"classes": labels}
+        config |= {"kept": self.kept} | ({} if len(labels) == len(self.classes) else {"classes": labels})
         step = partial(store.train_or_load, "scan-screened", config, make, self.device)
         artifact = self.progress.run(self.passes_of(spec, len(labels)), step, self._after(number))
         locations = artifact.result["locations"]
@@ -160,7 +162,7 @@ class ScanObserver(SearchObserver):
         self, label: int, spec: PatchSpec, location: Tensor | None, number: int, total: int, run: Callable[[], Modeled]
     ) -> Modeled:
         """Return the distribution of one class and spec and the ASR of its samples."""
-        later = (total - number - 1) * modeling_passes(self.detector.settings) + self.repair_passes(total)
+        later = (total - number - 1) * modeling_passes(self.detector.settings) + self.repair_passes(min(2, total))
         step = f"[{number + 1}/{total}] the distribution of"
         return self.model(step, label, spec, location, self.detector.settings, later, run)
 

@@ -9,10 +9,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from mesa_lib.defenses.mesa.location_search import location_grid
-from mesa_lib.defenses.mesa.screening import PatchSpec
 from mesa_lib.defenses.mesa.trigger_search import TriggerSearch
-from mesa_lib.scan.detector import ScanScreening
 from mesa_lib.settings import Settings
 
 Result = TypeVar("Result")
@@ -79,13 +76,3 @@ def check_passes(settings: Settings, search: TriggerSearch) -> float:
     """Return the number of passes of a residual check: one level is modeled, and a search goes forward only."""
     generations = search.candidates + search.generations * (search.parents + search.children)
     return modeling_passes(settings) / len(settings.betas) + generations * search.images / 3
-
-
-def screening_passes(screening: ScanScreening, spec: PatchSpec, classes: int, image_size: tuple[int, int]) -> float:
-    """Return the number of passes in which all classes are screened by one spec, the location search included."""
-    passes = classes * modeling_passes(screening.settings)
-    if spec.fixed_location:
-        grid = len(location_grid(image_size, spec.size, screening.stride))
-        passes += grid * screening.patches_per_location * 2 / 3  # forward only, without and with the patch
-        passes += 21 * 8 * classes * (2 * screening.shortlist + 27)  # steps x images x patches, see `find_locations`
-    return passes

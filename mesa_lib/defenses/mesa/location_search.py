@@ -38,6 +38,7 @@ def probe(
     size: tuple[int, int],
     patches_per_location: int,
     clean: Split | None = None,
+    before: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what random patches of extreme colors do to images of other classes, at each location.
 
@@ -47,6 +48,7 @@ def probe(
         size: height and width of the patches.
         patches_per_location: each is stamped on one image.
         clean: where images are drawn from; None: all clean images of the view.
+        before: the logits (N, classes) of these images; None: computed for each image as it is drawn.
 
     Returns:
         Three tensors (classes, P): the fraction of images predicted as the class, the mean probability of the class,
@@ -60,9 +62,10 @@ def probe(
         patches = triggers.random_triggers(n, "binary", rng, size)
         x = images[index].float() / 255
         stamped = triggers.stamp(x, patches, group.repeat_interleave(patches_per_location, 0))
-        before, after = (view.model(batch.to(view.device)).float().cpu() for batch in (x, stamped))
+        without = view.model(x.to(view.device)).float().cpu() if before is None else before[index]
+        after = view.model(stamped.to(view.device)).float().cpu()
         hits = F.one_hot(after.argmax(1), view.classes).float()
-        measures = torch.stack([hits, after.softmax(1), after - before])  # (3, n, classes)
+        measures = torch.stack([hits, after.softmax(1), after - without])  # (3, n, classes)
         measures[:, torch.arange(n), labels[index]] = torch.nan  # images of the class itself do not count
         parts.append(measures.reshape(3, len(group), patches_per_location, view.classes).nanmean(2).nan_to_num())
     return tuple(torch.cat(parts, 1).transpose(1, 2))

@@ -175,13 +175,26 @@ class Screening(Detector):
         if spec.fixed_location:
             locations = torch.zeros(view.classes, 2, dtype=torch.long)
             locations[labels] = self.locations(view, spec, labels)
+        return self.modeled_rates(view, spec, labels, locations), locations
+
+    def modeled_rates(
+        self, view: DefenderView, spec: PatchSpec, labels: Sequence[int], locations: Tensor | None
+    ) -> list[float]:
+        """Return the rates of these classes, and 0 for all others.
+
+        Args:
+            view: of this detector's knowledge.
+            spec: how patches are stamped.
+            labels: the classes that are modeled.
+            locations: (classes, 2), where their patches are stamped; None: random locations.
+        """
         # of large images, only some classes share each pass through the model
         per_class = (self.settings.triggers_per_step * self.settings.images_per_trigger, 3, *view.image_size)
         rates = [0.0] * view.classes
         for group in torch.tensor(labels).split(batch_size_for(per_class, view.classes)):
             for label, rate in zip(group.tolist(), self._rates(view, spec, group.tolist(), locations), strict=True):
                 rates[label] = rate
-        return rates, locations
+        return rates
 
     def locations(self, view: DefenderView, spec: PatchSpec, labels: Sequence[int]) -> Tensor:
         """Return where the patches of each of these classes are stamped -> (len(labels), 2)."""
