@@ -10,7 +10,7 @@ p-values and rates of them.
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,10 @@ from PIL import Image
 
 from mesa_lib import device as devices
 from mesa_lib import triggers
-from mesa_lib.defenses.base import Detector
+from mesa_lib.defenses.base import Detector, Knowledge, Verdict
 from mesa_lib.defenses.df_tnd import DFTND
 from mesa_lib.defenses.last_layer import LastLayer
-from mesa_lib.defenses.mesa.detector import SHORT_SCREENING
-from mesa_lib.defenses.mesa.screening import Screening
+from mesa_lib.defenses.mesa.screening import SearchObserver
 from mesa_lib.defenses.neural_cleanse import NeuralCleanse
 from mesa_lib.defenses.random_triggers import RandomTriggers
 from mesa_lib.defenses.view import DefenderView
@@ -31,6 +30,7 @@ from mesa_lib.evaluation import metrics
 from mesa_lib.experiments import params
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.scan import data_free
+from mesa_lib.scan.options import Options
 
 #: the first seed; no other experiment has such seeds
 FIRST_SEED = 5000
@@ -93,6 +93,31 @@ def models(count: int) -> list[Model]:
     return [Model(half, n, attacked) for n in range(count) for half in HALVES for attacked in (False, True)]
 
 
+class Keeping(SearchObserver):
+    """Has some classes modeled whatever the short search says, as a scan has the one with the largest margin."""
+
+    def __init__(self, kept: list[int]):
+        self.kept = kept
+
+    def screened(self, spec, number, total, run):
+        """Run the screening of one spec."""
+        return run(None, self.kept)
+
+
+@dataclass
+class ScanSearch(Detector):
+    """The search of a scan: margins, inverted patches, modeling; a class scores how far it exceeds its limit."""
+
+    knowledge: Knowledge = field(default=Options().detector(32).knowledge, init=False)
+
+    def detect(self, view: DefenderView) -> Verdict:
+        """Return the verdict of a scan's search on the view's model."""
+        margins = data_free.maximum_margin(view.classes, view.image_size[0] * view.image_size[1])
+        ratios = margins.detect(view.restricted(margins.knowledge)).index
+        detector = Options().detector(view.image_size[1])
+        return detector.judge(detector.search(view, Keeping([int(np.argmax(ratios))])))
+
+
 def stages() -> dict[str, list[tuple[Detector, tuple[int, int]]]]:
     """Return the stages and rivals: name -> detectors, each with the patch size that it is told."""
     any_size = TRIED[0]
@@ -100,7 +125,7 @@ def stages() -> dict[str, list[tuple[Detector, tuple[int, int]]]]:
         "largest margin": [(data_free.maximum_margin(10, 32 * 32), any_size)],
         "last layer": [(LastLayer(), any_size)],
         "random patches": [(RandomTriggers(), size) for size in TRIED],
-        "MESA's screening": [(Screening(SHORT_SCREENING, sizes=TRIED), any_size)],
+        "MESA's search": [(ScanSearch(), any_size)],
         "Neural Cleanse": [(NeuralCleanse(), any_size)],
         "DF-TND": [(DFTND(), any_size)],
     }

@@ -105,10 +105,11 @@ def test_of_a_suspect_the_best_specs_within_reach_are_modeled_and_smaller_ones_t
     assert ScanDetector().suspects(detected({small: [0.95], five: [1.0]}).screening) == {0: [small, five]}
 
 
-def test_where_patches_fire_at_random_locations_a_fixed_one_is_not_repaired_as_well():
-    anywhere, fixed = PatchSpec((3, 3)), PatchSpec((3, 3), True)
-    modeled = {0: {anywhere: 0.9, fixed: 0.99}, 1: {anywhere: 0.5, fixed: 0.99}}
-    assert ScanDetector().firing(detected({anywhere: [0, 0]}, modeled)) == [(0, anywhere), (1, fixed)]
+def test_a_repair_takes_two_specs_of_a_class_those_at_random_locations_first():
+    three, five, fixed = PatchSpec((3, 3)), PatchSpec((5, 5)), PatchSpec((3, 3), True)
+    modeled = {0: {fixed: 0.99, three: 0.9}, 1: {three: 0.5, fixed: 0.99}, 2: {fixed: 0.99, three: 0.9, five: 0.9}}
+    firing = ScanDetector().firing(detected({three: [0, 0, 0]}, modeled))
+    assert firing == [(0, three), (0, fixed), (2, three), (2, five), (1, fixed)]
 
 
 class RecordingScreening(ScanScreening):

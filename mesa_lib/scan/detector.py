@@ -29,6 +29,8 @@ RANDOM_LOCATION_LIMITS = {5: 0.77}
 FIXED_LOCATION_LIMITS = {3: 0.93, 4: 0.985}
 #: of everything larger, which was not measured
 STRICTEST_LIMIT = 0.985
+#: distributions of a class with whose samples a model is repaired, at most
+MOST_REPAIRED = 2
 
 
 def fits(spec: PatchSpec, side: int, largest: int) -> bool:
@@ -168,13 +170,14 @@ class ScanDetector(MESA):
         return sorted(specs, key=lambda spec: -reached[spec])
 
     def firing(self, result: DetectionResult) -> list[tuple[int, PatchSpec]]:
-        """Return every class and spec whose modeled samples score above the threshold, without repetition.
+        """Return the classes whose modeled samples score above the threshold, each with at most two specs.
 
-        Patches at random locations are at the fixed one, too: where they fire, the others of their class are left out.
+        Patches at random locations come first: they are at the fixed one, too.
         """
-        firing = super().firing(result)
-        anywhere = {label for label, spec in firing if not spec.fixed_location}
-        return [(label, spec) for label, spec in firing if not spec.fixed_location or label not in anywhere]
+        specs: dict[int, list[PatchSpec]] = {}
+        for label, spec in sorted(super().firing(result), key=lambda pair: pair[1].fixed_location):
+            specs.setdefault(label, []).append(spec)
+        return [(label, spec) for label, own in specs.items() for spec in own[:MOST_REPAIRED]]
 
     def score(self, spec: PatchSpec, rate: float) -> float:
         """Return the margin of a rate."""

@@ -11,7 +11,7 @@ from mesa_lib import store
 from mesa_lib.defenses.base import describe_method
 from mesa_lib.defenses.mesa.screening import PatchSpec, SearchObserver
 from mesa_lib.distribution import TriggerDistribution
-from mesa_lib.scan.detector import ScanDetector
+from mesa_lib.scan.detector import MOST_REPAIRED, ScanDetector
 from mesa_lib.scan.progress import Progress, modeling_passes
 from mesa_lib.settings import Settings
 
@@ -125,7 +125,7 @@ class ScanObserver(SearchObserver):
     def _after(self, number: int) -> float:
         """Return the passes of everything after the screening by this spec, if one class is suspect."""
         suspect = self.detector.max_specs * modeling_passes(self.detector.settings)
-        suspect += self.repair_passes(2)  # of random locations, the best patches and smaller ones
+        suspect += self.repair_passes(MOST_REPAIRED)
         return sum(list(self.passes.values())[number + 1 :]) + suspect
 
     def _left(self, number: int) -> str:
@@ -162,7 +162,9 @@ class ScanObserver(SearchObserver):
         self, label: int, spec: PatchSpec, location: Tensor | None, number: int, total: int, run: Callable[[], Modeled]
     ) -> Modeled:
         """Return the distribution of one class and spec and the ASR of its samples."""
-        later = (total - number - 1) * modeling_passes(self.detector.settings) + self.repair_passes(min(2, total))
+        later = (total - number - 1) * modeling_passes(self.detector.settings) + self.repair_passes(
+            min(MOST_REPAIRED, total)
+        )
         step = f"[{number + 1}/{total}] the distribution of"
         return self.model(step, label, spec, location, self.detector.settings, later, run)
 

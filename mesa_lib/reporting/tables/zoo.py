@@ -14,7 +14,7 @@ from mesa_lib.evaluation.intervals import clopper_pearson
 #: the row of all stages together
 TOGETHER = "all stages, one p-value"
 #: the stages of a scan; the others are rivals
-SCAN = ("largest margin", "last layer", "random patches", "MESA's screening")
+SCAN = ("largest margin", "last layer", "random patches", "MESA's search")
 #: p-values up to this flag a model
 LEVEL = 0.05
 #: an attacked model counts from this ASR on
