@@ -60,7 +60,7 @@ def quick_detector() -> ScanDetector:
 def tiny_detector(side: int = 16, size: int = 3) -> ScanDetector:
     """Return the scan's detector with next to no steps: for tests of everything but the verdict."""
     few = Settings(betas=(0.9,), steps=2, triggers_per_step=2)
-    effort = Effort(1, 1, 1, 1, 1, kept=1, next_steps=1, refined=1, shortlist=2, patches_per_location=2)
+    effort = Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, shortlist=2, patches_per_location=2)
     search = {"stride": max(8, side // 4), "effort": effort}
     screening = ScanScreening(sizes=((size, size),), settings=few, side=side, **search)
     return ScanDetector(screening, few, repair_modeling=few, side=side)

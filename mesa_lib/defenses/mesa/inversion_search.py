@@ -36,6 +36,7 @@ class Effort:
         first_images, first_steps: the same for one patch at each location of the shortlist.
         kept, next_steps: locations of a class that go on, and their steps, on `images` images.
         refined: classes for which the neighbors of the best location are tried.
+        judged: images on which the success of each patch is measured, forward only.
         shortlist: locations of the grid that each of two measures (probability, change of the logit) passes on.
         patches_per_location: random patches that are stamped at each location of the grid.
     """
@@ -43,11 +44,12 @@ class Effort:
     starts: int = 4
     images: int = 8
     steps: int = 15
-    first_images: int = 4
-    first_steps: int = 5
+    first_images: int = 8
+    first_steps: int = 8
     kept: int = 6
-    next_steps: int = 10
+    next_steps: int = 15
     refined: int = 4
+    judged: int = 32
     shortlist: int = 12
     patches_per_location: int = 40
 
@@ -141,7 +143,7 @@ def at_random_locations(
     """
     inversions = Inversions(view, clean, labels, size, effort.starts)
     inversions.optimize(effort.steps, effort.images)
-    return inversions.probability(2 * effort.images).amax(1)
+    return inversions.probability(effort.judged).amax(1)
 
 
 def at_best_locations(
@@ -168,13 +170,13 @@ def at_best_locations(
     inversions.choose(torch.arange(len(labels)), kept)
     at = at.gather(1, kept[:, :, None].expand(-1, -1, 2))
     inversions.optimize(e.next_steps, e.images, at)
-    reached, best = inversions.probability(e.images, at).max(1)
+    reached, best = inversions.probability(e.judged, at).max(1)
     found = at[torch.arange(len(labels)), best]
     chosen = reached.topk(min(e.refined, len(labels))).indices
     near = neighbors(found[chosen], view.image_size, size)
     inversions.choose(chosen, best[chosen, None].expand(-1, near.shape[1]))
     inversions.optimize(e.next_steps, e.images, near)
-    around, which = inversions.probability(e.images, near).max(1)
+    around, which = inversions.probability(e.judged, near).max(1)
     found[chosen], reached[chosen] = near[torch.arange(len(chosen)), which], around
     return found, reached
 
@@ -197,7 +199,8 @@ def passes(
     """Return the number of passes, forward and back, of one of the two searches for so many classes."""
     e = effort
     if not fixed_location:
-        return classes * e.starts * e.images * e.steps
-    forward = len(location_grid(image_size, size, stride)) * e.patches_per_location / 3
+        return classes * e.starts * (e.images * e.steps + e.judged / 3)
+    tried = classes * e.kept + 9 * min(e.refined, classes)
+    forward = (len(location_grid(image_size, size, stride)) * e.patches_per_location + tried * e.judged) / 3
     first = classes * 2 * e.shortlist * e.first_images * e.first_steps
-    return forward + first + e.images * e.next_steps * (classes * e.kept + 9 * min(e.refined, classes))
+    return forward + first + e.images * e.next_steps * tried
