@@ -7,7 +7,7 @@ import pytest
 
 from mesa_lib.evaluation import intervals
 from mesa_lib.experiments import results
-from mesa_lib.reporting.tables import findings, readme, summary
+from mesa_lib.reporting.tables import findings, readme, scans, summary
 from mesa_lib.store import paths
 
 MODELS = ("attacked", "fine-tuning", "random binary", "random mixed", "best inversion", "all inversions", "ideal")
@@ -99,3 +99,26 @@ def test_pages_show_what_the_result_files_hold(name, table, tmp_path):
     readme.fill_page(page, lambda _, content: table(content), sentences)
     assert page.read_text() == (paths.root() / name).read_text(), "run python -m mesa_lib tables"
     assert results.load_content("cifar10-covered")["sweep"] == findings.COVERED
+
+
+def test_the_page_of_scans_shows_the_recorded_ones(tmp_path):
+    page = tmp_path / "scan.md"
+    shutil.copy(paths.root() / "docs" / "scan.md", page)
+    readme.fill_page(page, lambda _, content: scans.markdown(content["runs"]))
+    assert page.read_text() == (paths.root() / "docs" / "scan.md").read_text(), "run python -m mesa_lib tables"
+
+
+def test_a_table_of_scans_counts_right_verdicts_and_compares_repairs():
+    def model(asr, accuracy=0.9):
+        return {"asr": {"rate": asr}, "clean_accuracy": {"rate": accuracy}}
+
+    def scan(attack, planted, flagged, **more):
+        return {"dataset": "digits", "attack": attack, "planted": planted, "scan": {"flagged": flagged}} | more
+
+    after = {"before": model(1.0), "after": model(0.02, 0.89)}
+    controls = {"controls": {"random mixed": model(0.5), "fine-tuning": model(0.9, 0.91)}}
+    runs = [scan("patch", ["1"], ["1"], **after, **controls), scan("corner", ["2"], [], **after, **controls)]
+    table = scans.markdown([*runs, scan("none", [], ["0"])]).splitlines()
+    assert len(table) == 3 and table[2].startswith("| digits | 1 of 2 (9 to 91%) | 1 of 1 (21 to 100%) | 2.0%, 2.0% |")
+    assert "random location 50.0%, 50.0%; fixed location 50.0%, 50.0% | 90.0%, 90.0%" in table[2]
+    assert table[2].endswith("| +1.0 to +1.0 points | -1.0 to -1.0 points |")

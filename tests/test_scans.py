@@ -57,10 +57,7 @@ def test_each_model_is_listed_once_and_missing_ones_are_still_to_do(scans, tmp_p
 def test_a_scan_of_today_is_compared_with_the_published_ones():
     """Its settings are theirs: otherwise a report could not say how often clean models are flagged."""
     scores = false_positives.clean_scores(todays_settings())
-    assert {name: len(models) for name, models in scores.items()} == {"digits": 10, "cifar10": 3}
-    assert {name: len(models) for name, models in false_positives.clean_scores(todays_settings(64)).items()} == {
-        "resnet": 1
-    }
+    assert {name: len(models) for name, models in scores.items()} == {"digits": 10}, "others had a longer search"
     assert false_positives.clean_scores(todays_settings(40)) == {}
 
 
@@ -87,7 +84,8 @@ def test_published_verdicts_follow_from_rates_and_limits():
             assert highest == pytest.approx(line["score"], abs=0.005)
             assert (line["location"] is not None) == specs[line["rule"]].fixed_location
         assert scan["flagged"] == [line["class"] for line in scan["verdicts"] if line["score"] > 0]
-        assert scan["verdict"] == ("backdoored" if scan["flagged"] else "nothing found")
+        stands_out = "suspicious" if scan.get("suspicious") else "nothing found"
+        assert scan["verdict"] == ("backdoored" if scan["flagged"] else stands_out)
 
 
 def test_every_published_backdoor_is_flagged_and_every_repair_has_its_controls():

@@ -90,13 +90,14 @@ def refresh(a: argparse.Namespace) -> int:
 
 
 def write_tables(a: argparse.Namespace) -> int:
-    """Write docs/parameters.md, the tables of docs/results.md and of the README, and the README's figure."""
+    """Write docs/parameters.md, the tables of other pages, and the README's figure."""
     from mesa_lib.reporting import plots
-    from mesa_lib.reporting.tables import findings, readme, summary
+    from mesa_lib.reporting.tables import findings, readme, scans, summary
 
     root = paths.repository("tables")
     (root / "docs" / "parameters.md").write_text(parameters.page())
     readme.fill_page(root / "docs" / "results.md", lambda _, content: readme.markdown(content), findings.FINDINGS)
+    readme.fill_page(root / "docs" / "scan.md", lambda _, content: scans.markdown(content["runs"]))
     short = {findings.COVERED: findings.covered_short}
     readme.fill_page(root / "README.md", lambda _, content: summary.markdown(content), short)
     attacks = summary.by_attack(results.load_content(summary.RESULT)).items()
