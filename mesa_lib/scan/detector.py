@@ -137,7 +137,7 @@ class ScanDetector(MESA):
     """
 
     screening: ScanScreening = field(default_factory=ScanScreening)
-    settings: Settings = Settings(betas=(0.9,), triggers_per_step=32, hinge_scale="probability")
+    settings: Settings = Settings(betas=(0.9,), hinge_scale="probability")
     max_specs: int = 3
     above: float = 0.0
     reach: float = 0.45
