@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import shlex
 import time
 
 import pytest
@@ -195,7 +196,7 @@ def test_a_backdoor_at_a_fixed_location_is_detected_shown_and_repaired(coded, qu
     (check,) = result["repair"]["residual checks"]
     assert check["clear"] == (max(check["searched"], check["sampled"]) < 0.93) and check["limit"] == 0.93
     assert check["clean models"] == pytest.approx(0.86)
-    assert any("left" in text for text in lines) and any("suspects: green" in text for text in lines)
+    assert any("left" in text for text in lines) and any("in full: green" in text for text in lines)
     json_file, page = scan_report.write(scanned, tmp_path / "out", "odd <i>.safetensors")
     assert json.loads(json_file.read_text())["flagged"] == ["green"]
     html = page.read_text()
@@ -313,7 +314,7 @@ def test_what_does_not_fit_the_budget_is_skipped_and_reported(coded, quick, empt
     assert any(f"1 of 3 classes fit the budget, those with the largest margins: {result['classes'][highest]}" in line
                for line in lines)  # fmt: skip
     assert page.count("<td>not screened</td>") == 2 and "Incomplete: nothing was found so far" in page
-    assert "1 of 3 classes were screened, and patches of 3x3 at a fixed location were not tried" in page
+    assert "only 1 of 3 classes was screened, and patches of 3x3 at a fixed location were not tried" in page
     assert "is known for complete scans only" in page
     assert f"for the classes with the lowest margins: {', '.join(map(html.escape, result['not screened']))}." in page
     whole = scanning.scan(Coded((9, 4)), coded, Options(budget=60))
@@ -454,7 +455,7 @@ def test_a_wrong_normalization_is_noticed_before_a_verdict(coded):
     with pytest.raises(NoVerdict, match="no verdict: the model classifies .* of the 120 clean images correctly"):
         scanning.scan(wrong, coded)
     half = WrappedClassifier(Coded(), (0.5,) * 3, (0.5,) * 3)
-    message = r"none: values in \[0, 1\]; mean and std 0,0,0 and 1,1,1. the accuracy is 100"
+    message = r"none: values in \[0, 1\]: --mean 0,0,0 --std 1,1,1. the accuracy is 100"
     with pytest.raises(NoVerdict, match=message):
         scanning.scan(half, coded)
     inside = nn.Sequential(networks.Normalize((-1.0,) * 3, (3.0,) * 3), Coded())
@@ -463,9 +464,9 @@ def test_a_wrong_normalization_is_noticed_before_a_verdict(coded):
 
 
 def test_another_order_of_the_classes_is_noticed(coded):
-    with pytest.raises(NoVerdict, match="in another order the accuracy is 100.0%: classes = ") as caught:
+    with pytest.raises(NoVerdict, match="in another order the accuracy is 100.0%: --classes ") as caught:
         scanning.scan(Coded(order=[1, 2, 0]), coded)
-    order = str(caught.value).split("classes = ")[1].split(",")
+    order = shlex.split(str(caught.value).split("--classes ")[1])[0].split(",")
     positions = [coded.classes.index(name) for name in order]
     relabeled = torch.tensor([positions.index(k) for k in coded.split.labels.tolist()])
     fixed = scanning.Images(Split(coded.split.images, relabeled), tuple(order))
@@ -484,7 +485,7 @@ def test_two_exchanged_classes_are_noticed_and_can_be_accepted(coded):
 
 def test_names_of_classes_in_a_message_do_not_control_a_terminal(coded):
     odd = scanning.Images(coded.split, ("red", "\x1b[2Jgreen", "blue"))
-    with pytest.raises(NoVerdict, match=r"classes = .*\\x1b\[2Jgreen") as caught:
+    with pytest.raises(NoVerdict, match=r"--classes .*\\x1b\[2Jgreen") as caught:
         accuracy.check_accuracy(WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
     assert str(caught.value).isprintable()
 

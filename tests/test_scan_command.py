@@ -168,7 +168,7 @@ def test_an_order_of_names_with_commas_can_be_passed_on():
     odd = scanning.Images(coded_images().split, ("red", "green, dark", "blue"))
     with pytest.raises(NoVerdict) as caught:
         accuracy.check_accuracy(WrappedClassifier(Coded(order=[1, 2, 0])), odd, None, "float32")
-    order = re.search(r"classes = (\[.*\])", str(caught.value)).group(1)
+    order = re.search(r"--classes '(\[.*\])'", str(caught.value)).group(1)
     assert sorted(scan_command.folder_names(order)) == sorted(odd.classes)
 
 

@@ -1,6 +1,7 @@
 """Before any verdict: does the model classify the images at all? If not, the likeliest reason is named."""
 
 import json
+import shlex
 
 import numpy as np
 import torch
@@ -76,11 +77,14 @@ def check_accuracy(
     too_low = rate < min_accuracy
     if too_low or (reason and not trust_preprocessing):
         expected = f" (expected at least {min_accuracy:.0%})" if too_low else ""
-        question = "Are these images of the kind that it was trained on, and are mean and std its own?"
-        accept = " If that is as it should be: trust_preprocessing." if reason and not too_low else ""
+        question = (
+            "Are these images of the kind and the size that it was trained on, and are mean and std its own? "
+            "With --image-size 32 they are resized"
+        )
+        sure = " If that is as it should be: --trust-preprocessing (in Python, trust_preprocessing=True)."
         raise NoVerdict(
             f"the model classifies {rate:.1%} of the {len(split)} clean images correctly{expected}. "
-            f"{reason or question}{accept}",
+            f"{reason or question}{sure if reason and not too_low else ''}",
             accuracy,
         )
     return accuracy
@@ -102,9 +106,10 @@ def other_normalization(model: WrappedClassifier, split: Split, wanted: float, p
             buffer.copy_(torch.tensor(values).reshape(1, 3, 1, 1))
         rate = accuracy(split.images)
         if rate > best:
-            words = " and ".join(",".join(f"{v:.4g}" for v in values) for values in (mean, std))
+            given = {"mean": mean, "std": std}
+            words = " ".join(f"--{o} {','.join(f'{v:.4g}' for v in values)}" for o, values in given.items())
             best = rate
-            sentence = f"With another normalization ({name}; mean and std {words}) the accuracy is {rate:.1%}."
+            sentence = f"With another normalization ({name}: {words}) the accuracy is {rate:.1%}."
     normalize.mean.copy_(before[0]), normalize.std.copy_(before[1])
     rate = accuracy(split.images.flip(1))
     return f"With the channels in the order blue, green, red the accuracy is {rate:.1%}." if rate > best else sentence
@@ -122,4 +127,4 @@ def other_order(images: Images, predicted: Tensor, accuracy: float) -> str:
     order = [images.classes[row] for row in np.argsort(columns)]
     has_comma = any("," in name for name in order)
     names = sanitize(json.dumps(order), 10_000) if has_comma else ",".join(map(sanitize, order))
-    return f"With its classes in another order the accuracy is {best:.1%}: classes = {names}"
+    return f"With its classes in another order the accuracy is {best:.1%}: --classes {shlex.quote(names)}"

@@ -156,7 +156,7 @@ class ScanObserver(SearchObserver):
             if self.progress.seconds_of(each * sum(map(len, suspects.values()))) <= left:
                 break
             max(suspects.values(), key=len).pop()
-        self.progress.say(f"suspects: {', '.join(self.classes[label] for label in suspects) or 'none'}")
+        self.progress.say(f"classes to model in full: {', '.join(self.classes[label] for label in suspects) or 'none'}")
 
     def modeled(
         self, label: int, spec: PatchSpec, location: Tensor | None, number: int, total: int, run: Callable[[], Modeled]

@@ -237,7 +237,8 @@ class Scanner:
             return None, {"done": False, "why": why}
         distributions = self._all_levels(detected, firing)
         passes = self.repair_passes(0)
-        left_words = self.progress.left(passes)
+        checks = len(distributions) * check_passes(self.detector.repair_modeling, RESIDUAL_SEARCH)
+        left_words = self.progress.left(passes + checks)
         self.say(f"repair: {self.options.repair_epochs} epochs on {len(self.work)} images{left_words}")
         method = ScanRepair(distributions, detected.screening)
         model = self.progress.run(passes, partial(self._retrained, method))
@@ -272,7 +273,7 @@ class Scanner:
             location = detected.screening.location(spec, label)
             run = partial(self.detector.model, view, label, spec, location, settings)
             after = self.repair_passes(len(firing) - number - 1)
-            step = f"[{number + 1}/{len(firing)}] all levels of"
+            step = f"[{number + 1}/{len(firing)}] for the repair, all levels of the distribution of"
             distributions[label, spec], _ = self.observer.model(step, label, spec, location, settings, after, run)
         return distributions
 

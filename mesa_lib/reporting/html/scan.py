@@ -151,7 +151,8 @@ def left_out(result: dict) -> str:
     """Return which part of the search a scan with a budget left out, in a sentence."""
     number = len(result["verdicts"])
     without = f", and patches of {', '.join(result['skipped'])} were not tried" if result["skipped"] else ""
-    return f"For lack of time, {number - len(result['not screened'])} of {number} classes were screened{without}."
+    done = number - len(result["not screened"])
+    return f"For lack of time, only {done} of {number} classes {'was' if done == 1 else 'were'} screened{without}."
 
 
 def false_positives(result: dict) -> str:
@@ -159,7 +160,7 @@ def false_positives(result: dict) -> str:
     if result["not screened"] or result["skipped"]:
         return "How often clean models are flagged is known for complete scans only."
     if not result["clean models"]:
-        return "How often clean models are flagged has not been measured."
+        return "How often clean models are flagged has not been measured with these settings."
     counts = [
         f"{round(part['rate'] * part['images'])} of {part['images']} on {name} ({part['low']:.0%}–{part['high']:.0%})"
         for name, part in result["clean models by data"].items()
@@ -173,17 +174,11 @@ def margins(result: dict) -> str:
     if "why" in found:
         return f"The largest margins were not computed ({found['why']})."
     highest = max(found["ratios"])
-    published = ""
-    if (p_value := found["p-value"]) is not None:
-        published = (
-            f" The published test gives p = {p_value:.2g}; it flags many clean networks and decides nothing here."
-        )
     return (
         f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
         f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
         f"{found['limit']:g} a class is suspicious (the highest of a clean network was 3.5). Triggers that are no "
         "patches, such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
-        f"{published}"
     )
 
 
@@ -226,7 +221,7 @@ def limits(result: dict) -> str:
         "reflections), larger ones, or backdoors that work for one source class only or that have another target for "
         "each class. A class "
         f"that responds to patches need not be an attack: some classes of clean models do, which is why {reference}. "
-        "'Nothing found' is no proof of anything."
+        "'Nothing found' does not prove that a model is clean."
     )
 
 
