@@ -63,6 +63,34 @@ def test_neighbors_stay_inside_the_image():
     near = inversion_search.neighbors(torch.tensor([[0, 0], [13, 5]]), (16, 16), (3, 3))
     assert near.shape == (2, 9, 2) and near.min() == 0 and near.max() == 13
     assert {tuple(at) for at in near[0].tolist()} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    assert inversion_search.neighbors(torch.tensor([[5, 5]]), (16, 16), (3, 3), 2).shape == (1, 25, 2)
+
+
+class RedWindow(nn.Module):
+    """Predicts class 2 the more, the more red a 3x3 window is."""
+
+    def __init__(self, row: int, column: int):
+        super().__init__()
+        self.row, self.column, self.weight = row, column, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        window = x[:, 0, self.row : self.row + 3, self.column : self.column + 3]
+        hit = (12 * (window.mean((1, 2)) - 0.8)).sigmoid()
+        return torch.stack([1 - hit, torch.zeros_like(hit), hit], 1) * 20 + self.weight
+
+
+def test_a_location_that_is_two_pixels_off_is_corrected_for_a_class_that_responds(monkeypatch):
+    view = view_of(RedWindow(8, 5))
+    off, labels = torch.tensor([[6, 3]]), torch.tensor([2])
+    found, reached = inversion_search._finest(view, (3, 3), view.clean, labels, off, Effort())
+    assert found.tolist() == [[8, 5]] and reached[0] > 0.9
+    called = []
+    monkeypatch.setattr(inversion_search, "_finest", lambda *a: called.append(a[3].tolist()) or (off, torch.ones(1)))
+    inversion_search.at_best_locations(view, (3, 3), view.clean, range(3), Effort(finest=0))
+    assert called == [], "none is wanted"
+    responding = view_of(RedPixel(8, 5))
+    found, _ = inversion_search.at_best_locations(responding, (3, 3), view.clean, [1, 2], Effort(finest=1))
+    assert called == [[2]] and found[1].tolist() == [6, 3], "the only one of them that responds"
 
 
 def test_passes_are_those_of_each_step():

@@ -187,7 +187,7 @@ def test_a_torchvision_network_at_64_pixels_is_scanned_from_files(tmp_path, monk
     fit_head(nn.Sequential(usual, resnet), head, split.images, split.labels)
     resnet.fc = head
     save_file(resnet.state_dict(), tmp_path / "resnet.safetensors")
-    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
+    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, finest=0))
     monkeypatch.setattr(scan_options, "ScanScreening", quickest)
     arguments = ["scan", str(tmp_path / "resnet.safetensors"), str(tmp_path / "images")]
     arguments += ["--network", "torchvision:resnet18"]

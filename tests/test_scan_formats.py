@@ -106,7 +106,7 @@ def test_a_model_is_scanned_from_its_files(tmp_path, monkeypatch, empty_store, t
             picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
             picture.save(tmp_path / "images" / name / f"{i}.png")
     file, network = made(tmp_path, scanning.read_images(tmp_path / "images"))
-    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
+    quickest = functools.partial(ScanScreening, effort=Effort(1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, finest=0))
     monkeypatch.setattr(scan_options, "ScanScreening", quickest)
     command = ["scan", str(tmp_path / file), str(tmp_path / "images"), "--network", network, "--mean", str(MEAN)]
     command += ["--std", str(STD), "--trust-preprocessing", "--repair", "--repair-epochs", "1"]

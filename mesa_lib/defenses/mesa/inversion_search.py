@@ -5,7 +5,8 @@ models the classes on which these succeed most. Where a patch has a fixed locati
 
 1. Random patches of extreme colors at a grid of locations show where patches change outputs (`location_search.probe`).
 2. At the most promising locations of each class, one patch is optimized for a few steps. The better ones go on.
-3. So do the neighbors of the best location, for the classes that respond most.
+3. So do the neighbors of the best location, for the classes that respond most, and once more, with more steps and a
+   larger neighborhood, for the few classes on which patches succeed on most images.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from mesa_lib.models import inference
 
 #: Adam's learning rate, for the numbers of which twice the sigmoid is the patch
 RATE = 0.3
+#: patches succeed on most images above this probability
+MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Effort:
         judged: images on which the success of each patch is measured, forward only.
         shortlist: locations of the grid that each of two measures (probability, change of the logit) passes on.
         patches_per_location: random patches that are stamped at each location of the grid.
+        finest, last_steps, last_images: at most so many classes, on which patches succeed on most images, get a larger
+            neighborhood, with these steps on these images.
     """
 
     starts: int = 4
@@ -52,6 +57,9 @@ class Effort:
     judged: int = 32
     shortlist: int = 12
     patches_per_location: int = 40
+    finest: int = 2
+    last_steps: int = 30
+    last_images: int = 16
 
 
 class Inversions:
@@ -178,12 +186,26 @@ def at_best_locations(
     inversions.optimize(e.next_steps, e.images, near)
     around, which = inversions.probability(e.judged, near).max(1)
     found[chosen], reached[chosen] = near[torch.arange(len(chosen)), which], around
+    responding = [k for k in reached.argsort(descending=True).tolist() if reached[k] > MOST][: e.finest]
+    if responding:
+        found[responding], reached[responding] = _finest(view, size, clean, labels[responding], found[responding], e)
     return found, reached
 
 
-def neighbors(locations: Tensor, image_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Return each location and those one pixel away, inside the image: (K, 2) -> (K, 9, 2)."""
-    near = locations[:, None] + torch.cartesian_prod(*2 * [torch.arange(-1, 2)])
+def _finest(
+    view: DefenderView, size: tuple[int, int], clean: Split, labels: Tensor, found: Tensor, effort: Effort
+) -> tuple[Tensor, Tensor]:
+    """Return better locations (K, 2) up to two pixels from those found, and what new patches reach there (K,)."""
+    near = neighbors(found, view.image_size, size, 2)
+    inversions = Inversions(view, clean, labels, size, near.shape[1])
+    inversions.optimize(effort.last_steps, effort.last_images, near)
+    reached, best = inversions.probability(2 * effort.judged, near).max(1)
+    return near[torch.arange(len(labels)), best], reached
+
+
+def neighbors(locations: Tensor, image_size: tuple[int, int], size: tuple[int, int], far: int = 1) -> Tensor:
+    """Return each location and those up to `far` pixels away, inside the image: (K, 2) -> (K, (2 far + 1)^2, 2)."""
+    near = locations[:, None] + torch.cartesian_prod(*2 * [torch.arange(-far, far + 1)])
     return torch.minimum(near.clamp(min=0), torch.tensor(image_size) - torch.tensor(size))
 
 
