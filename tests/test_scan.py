@@ -142,6 +142,13 @@ def test_few_classes_can_be_screened_alone(coded, monkeypatch):
     assert screening.recorded == [1] and rates == [0, 0.25, 0] and locations.tolist() == [[0, 0], [2, 3], [0, 0]]
 
 
+def test_a_rate_that_equals_its_limit_does_not_exceed_it():
+    fixed = PatchSpec((4, 4), True)
+    assert float(torch.tensor(0.985)) > 0.985 and margin(fixed, float(torch.tensor(0.985))) == 0
+    assert ScanDetector().judge(detected({fixed: [float(torch.tensor(0.985)), 0.1]})).flagged == []
+    assert margin(fixed, 0.9863) > 0
+
+
 # --- options ---------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,7 @@ def highest_clean_rate(spec: PatchSpec, side: int = REFERENCE_SIDE) -> float:
 
 def margin(spec: PatchSpec, rate: float, side: int = REFERENCE_SIDE) -> float:
     """Return how far a rate lies above its limit: 1 for a rate of 1, 0 at the limit, negative below."""
+    rate = round(rate, 6)  # in float32, 0.985 is more than 0.985
     return (rate - limit(spec, side)) / (1 - limit(spec, side))
 
 
