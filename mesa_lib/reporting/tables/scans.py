@@ -14,6 +14,7 @@ NAMES = {
 }
 HEAD = (
     "data",
+    "ASR of the attack, lowest",
     "attacked, detected",
     "clean, flagged",
     "ASR after the repair: mean, worst",
@@ -46,6 +47,7 @@ def _cells(runs: Sequence[dict]) -> list[str]:
     cost = [_cost(run, run["after"]) for run in attacked if "after" in run]
     tuned = [_cost(run, run["controls"]["fine-tuning"]) for run in compared]
     return [
+        f"{100 * min(run['before']['asr']['rate'] for run in attacked):.0f}%",
         _count(detected),
         _count([bool(run["scan"]["flagged"]) for run in clean]),
         _mean_and_worst([model["asr"]["rate"] for model in repaired]),
