@@ -347,7 +347,7 @@ def test_repeat_says_what_took_its_place(capsys):
     assert "use `sweep` with a seed axis" in shown and len(shown.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [["check"], ["params"], ["run"], ["refresh"], ["sweep", "digits"], ["tables"]])
+@pytest.mark.parametrize("arguments", [["check"], ["run"], ["refresh"], ["sweep", "digits"], ["tables"]])
 def test_without_the_repository_there_is_a_message(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MESA_ROOT", str(tmp_path))
     if arguments in (["check"], ["run"]):
@@ -355,6 +355,11 @@ def test_without_the_repository_there_is_a_message(arguments, tmp_path, monkeypa
     assert main.main(arguments) == 1
     shown = capsys.readouterr().err
     assert "needs the repository" in shown and len(shown.splitlines()) == 1
+
+
+def test_parameters_are_listed_without_the_repository(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MESA_ROOT", str(tmp_path))
+    assert main.main(["params"]) == 0 and "hinge_scale" in capsys.readouterr().out
 
 
 def test_a_command_responds_to_signals_whatever_it_inherited():
