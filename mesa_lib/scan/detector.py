@@ -132,7 +132,7 @@ class ScanDetector(MESA):
     Attributes:
         comparable: how much lower the rate of smaller patches may be.
         reach: a class is a suspect if its rate for some spec is at most this far below the limit. In the scans
-            recorded so far, the full modeling raised no rate by more than 0.34.
+            recorded so far, the full modeling raised no rate by more than 0.33.
         repair_modeling: settings of the modeling for a repair.
         side: of the images.
     """

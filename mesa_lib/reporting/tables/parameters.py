@@ -3,12 +3,12 @@
 from mesa_lib.experiments.params import AttackedModelSettings, Params
 from mesa_lib.settings import RepairSettings, Settings
 
-#: what parameters are about -> the class that declares them, and the notebook from which on they matter
+#: what parameters are about -> the class that declares them, and where they matter
 GROUPS = {
-    "Data, machine, clean model and attack": (AttackedModelSettings, "01"),
-    "Modeling": (Settings, "02"),
-    "Training of attack and repair": (RepairSettings, "04"),
-    "Rounds, baselines, and what is shown": (Params, "03 or 04"),
+    "Data, machine, clean model and attack": (AttackedModelSettings, "They matter from notebook 01 on."),
+    "Modeling": (Settings, "They matter from notebook 02 on."),
+    "Training of attack and repair": (RepairSettings, "Those of the repair matter in 04, the others from 01 on."),
+    "Rounds, baselines, and what is shown": (Params, "They matter in notebooks 03 and 04, and in the benchmark."),
 }
 
 
@@ -43,7 +43,6 @@ def page() -> str:
         "`mesa_lib tables` writes this page.",
     ]
     for title, names in grouped().items():
-        start = f"They matter from notebook {GROUPS[title][1]} on."
-        lines += ["", f"## {title}", "", start, "", "| parameter | default | meaning |", "|---|---|---|"]
+        lines += ["", f"## {title}", "", GROUPS[title][1], "", "| parameter | default | meaning |", "|---|---|---|"]
         lines += [f"| `{name}` | `{defaults[name]!r}` | {Params.model_fields[name].description} |" for name in names]
     return "\n".join(lines) + "\n"
