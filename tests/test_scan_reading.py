@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 
 import pytest
 import torch
@@ -494,6 +495,18 @@ def test_an_onnx_file_is_read_with_gradients(tmp_path, fixed, capsys):
     assert float(gradient.abs().max()) > 0 and ("batches of" in " ".join(model.notes)) is bool(fixed)
     with pytest.raises(ValueError, match="mean and std of its inputs have to be named"):
         scanning.read_model(file, "onnx", 3)
+
+
+def test_an_onnx_file_that_stores_equal_weights_once_is_read(tmp_path):
+    """As the exporter by tracing writes it; the normalizations of an untrained network are all equal."""
+    pytest.importorskip("onnx2pytorch")
+    original = cifar_networks.ResNet(cifar_networks.PreActBlock, (1, 1, 1, 1), 3).eval()
+    file = tmp_path / "m.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(original, (sample(),), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "n"}})
+    model = scanning.read_model(file, "onnx", 3, MEAN, STD)
+    assert torch.allclose(model(sample()), original(networks.Normalize(MEAN, STD)(sample())), atol=1e-4)
 
 
 def changed_onnx(file, change):

@@ -11,14 +11,12 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import nn
-
 from mesa_lib import store
 from mesa_lib.data.images import Images, read_images
+from mesa_lib.models.inference import to_float
 from mesa_lib.models.networks import Normalize
 from mesa_lib.reporting.html import scan as scan_report
+from mesa_lib.scan import writing
 from mesa_lib.scan.accuracy import NoVerdict
 from mesa_lib.scan.options import Options
 from mesa_lib.scan.reading.model import read_model
@@ -27,9 +25,10 @@ from mesa_lib.scan.scanner import Scan, scan
 from mesa_lib.store import paths
 from mesa_lib.store.sanitize import sanitize
 
-REPAIRED = "repaired.safetensors"
 #: what a scan writes
-RESULTS = ("scan.json", "report.html", REPAIRED)
+RESULTS = ("scan.json", "report.html", writing.WEIGHTS, writing.ONNX)
+#: images for the check of a repaired ONNX file
+CHECKED = 16
 #: the exit status of `--fail-if-found`
 FOUND = 3
 NETWORK = (
@@ -179,18 +178,6 @@ def identity(file: Path, network: str, model: WrappedClassifier, images: Images)
     }  # fmt: skip
 
 
-def write_weights(model: nn.Module, file: Path) -> None:
-    """Write the weights of a model, whole or not at all."""
-    scratch = file.with_name(f".{file.name}.part")
-    try:
-        save_file({name: t.cpu().contiguous() for name, t in model.state_dict().items()}, scratch)
-        scratch.replace(file)
-    except (SafetensorError, OSError) as error:
-        raise OSError(f"cannot write {paths.display_path(file)}: {error}") from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
 # --- the command -----------------------------------------------------------------------------------------
 
 
@@ -227,10 +214,11 @@ def main(a: argparse.Namespace) -> int:
     done.result["scanned"] = scanned
     files = [*scan_report.write(done, out, name)]
     if options.repair:
-        (out / REPAIRED).unlink(missing_ok=True)  # of an earlier scan of this model
+        for stale in (writing.WEIGHTS, writing.ONNX):
+            (out / stale).unlink(missing_ok=True)  # of an earlier scan of this model
     if done.repaired is not None:
-        files.append(out / REPAIRED)
-        write_weights(done.repaired.network, files[-1])
+        some = to_float(images.split.images[:CHECKED])
+        files.append(writing.write_repaired(done.repaired, some, out, onnx=a.network == "onnx"))
     _print_result(done, name, [sanitize(str(f), 500) if a.out else paths.display_path(f) for f in files])
     return FOUND if a.fail_if_found and done.result["flagged"] else 0
 

@@ -92,7 +92,9 @@ def _read_project_network(
         own = getattr(model.normalize, what).flatten()
         if values is not None and (own - torch.tensor(values)).abs().max() > TOLERANCE:
             raise ValueError(f"{what} = {values}: expected the file's, {[round(v, 4) for v in own.tolist()]} (or none)")
-    return _wrap(model, notes)
+    wrapped = _wrap(model, notes)
+    wrapped.names = names
+    return wrapped
 
 
 def _read_named(
@@ -107,7 +109,7 @@ def _read_named(
         model = checkpoint.load_weights(header, names, build())
     except ValueError as error:
         renamed = network.startswith(HUGGING_FACE) and "another architecture" in str(error)
-        model, notes = loaded(network, header.path) if renamed else None, []
+        model, notes, names = loaded(network, header.path) if renamed else None, [], {}
         if model is None:
             raise
     if remove_auxiliary_heads(model):
@@ -117,6 +119,7 @@ def _read_named(
             "Its stem is 3x3; it was read with stride 1 and without max pooling, as is usual for 32x32 images."
         )
     wrapped = _wrap(model, notes, mean, std)
+    wrapped.names = names
     if wrapped.channels == 1:
         wrapped.notes.append("It takes images of one channel and gets the mean of red, green and blue.")
     return wrapped

@@ -55,6 +55,7 @@ def read_onnx(file: str | Path) -> tuple[nn.Module, list[str]]:
         raise ValueError(f"{source}: cannot be read; expected an ONNX file") from error
     _check_weights(model, source)
     size = _batch_size(model, source)
+    _take_weights_directly(model)
     for node in model.graph.node:  # inference is the default, and the translation does not know the attribute
         for attribute in [a for a in node.attribute if a.name == "training_mode" and a.i == 0]:
             node.attribute.remove(attribute)
@@ -63,7 +64,7 @@ def read_onnx(file: str | Path) -> tuple[nn.Module, list[str]]:
     except Exception as error:  # the file is from outside
         reason = sanitize((str(error).splitlines() or [type(error).__name__])[0], 150)
         raise ValueError(f"{source}: cannot be translated to PyTorch ({reason})") from error
-    notes = ["It was read from an ONNX file; a repaired model has the names of the translated network."]
+    notes = ["It was read from an ONNX file, and translated."]
     if size:
         notes.append(f"It was exported for batches of {size}, which makes the scan slower.")
         network = FixedBatch(network, size)
@@ -90,6 +91,22 @@ def _check_weights(model, source: str) -> None:
             raise ValueError(f"{source}: {name} has the type {tensor.data_type}; expected numbers")
         if tensor.raw_data and len(tensor.raw_data) != claimed * width:
             raise ValueError(f"{source}: {name} claims {claimed:,} numbers and holds {len(tensor.raw_data) // width:,}")
+
+
+def _take_weights_directly(model) -> None:
+    """Let nodes take weights from the file, not from nodes (Identity) that hand them on.
+
+    Exporters store equal weights once and hand them on; the translation takes weights from the file alone.
+    """
+    source = {tensor.name: tensor.name for tensor in model.graph.initializer}
+    outputs = {entry.name for entry in model.graph.output}
+    for node in list(model.graph.node):
+        for number, name in enumerate(node.input):
+            node.input[number] = source.get(name, name)
+        if node.op_type == "Identity" and len(node.input) == len(node.output) == 1 and node.input[0] in source:
+            if node.output[0] not in outputs:
+                source[node.output[0]] = node.input[0]
+                model.graph.node.remove(node)
 
 
 def _batch_size(model, source: str) -> int:

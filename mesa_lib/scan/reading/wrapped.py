@@ -28,12 +28,14 @@ class WrappedClassifier(nn.Module):
         channels: of the images that the network takes: 3, or 1 for the mean of red, green and blue.
         memory_format: in which the network gets images and weights; some networks take contiguous memory only.
         notes: sentences for people about how the model was read.
+        names: of the network's tensors -> their names in the file from which it was read, where these differ.
     """
 
     def __init__(self, network: nn.Module, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)):
         super().__init__()
         self.normalize, self.network = Normalize(mean, std), network
         self.probabilities, self.notes, self.memory_format = False, [], torch.channels_last
+        self.names: dict[str, str] = {}
         first = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
         self.channels = 1 if first is not None and first.in_channels == 1 else 3
         self.register_buffer("temperature", torch.ones(()))
@@ -52,10 +54,14 @@ class WrappedClassifier(nn.Module):
             return torch.cat([recompute(self._logits, part, use_reentrant=False) for part in parts])
         return torch.cat([self._logits(part) for part in parts])
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def network_inputs(self, x: Tensor) -> Tensor:
+        """Return what the network gets for images (B, 3, H, W): normalized, of one channel or three."""
         x = self.normalize(x)
         x = x.mean(1, keepdim=True) if self.channels == 1 else x
-        output = self.network(x.contiguous(memory_format=self.memory_format))
+        return x.contiguous(memory_format=self.memory_format)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        output = self.network(self.network_inputs(x))
         output = getattr(output, "logits", output)  # of Hugging Face's networks
         if isinstance(output, tuple | list) and output:  # networks with auxiliary heads return theirs after the logits
             output = output[0]
