@@ -357,6 +357,17 @@ def test_as_many_classes_are_screened_as_fit_the_budget():
     assert observer.labels == list(range(10)), "without a budget, all are screened"
 
 
+def test_what_an_earlier_scan_has_stored_is_no_time_left(empty_store):
+    progress = Progress()
+    progress.seconds, progress.passes = 1.0, 1000.0
+    detector = ScanDetector(ScanScreening(sizes=((3, 3),)))
+    observer = ScanObserver(detector, tuple("abc"), (32, 32), {}, progress, lambda count: 0, torch.device("cpu"))
+    before, (first, second) = observer._after(0), list(observer.passes)
+    observer.screened(second, 1, 2, lambda labels, kept: ([0.1] * 3, torch.zeros(3, 2)))
+    assert observer._after(0) == before - observer.passes[second] and observer._passes_left(second) == 0
+    assert observer._passes_left(first) == observer.passes[first] > 0
+
+
 def test_a_report_escapes_whatever_comes_from_outside(coded, quick, empty_store):
     names = ("<script>alert(1)</script>", "a\x1b[2J\u202eb", '"quoted"')
     scanned = scanning.scan(Coded(), scanning.Images(coded.split, names, ("<u>120</u> images.",)))

@@ -387,6 +387,15 @@ def test_another_image_size_is_advised_where_it_can_help(error, advice):
         scanning.prepare(Failing(), torch.zeros(8, 3, 16, 16, dtype=torch.uint8), 3)
 
 
+@pytest.mark.parametrize("side", [28, 224])
+def test_the_size_that_a_model_takes_is_named(side):
+    network = nn.Sequential(nn.AvgPool2d(side // 7), nn.Flatten(), nn.Linear(3 * 49, 3))
+    with pytest.raises(
+        ValueError, match=rf"; it takes {side} pixels: try image_size = {side} \(--image-size {side}\)$"
+    ):
+        scanning.prepare(network, torch.zeros(8, 3, 100, 100, dtype=torch.uint8), 3)
+
+
 def test_timm_is_asked_for_one_channel_and_names_near_ones(tmp_path):
     timm = pytest.importorskip("timm")
     one = timm.create_model("resnet10t", num_classes=3, in_chans=1).eval()

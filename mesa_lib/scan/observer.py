@@ -123,14 +123,24 @@ class ScanObserver(SearchObserver):
         return f"{len(labels)} class{'es' if len(labels) > 1 else ''}"
 
     def _after(self, number: int) -> float:
-        """Return the passes of everything after the screening by this spec, if one class is suspect."""
+        """Return the passes of all that is not stored after the screening by this spec, if one class is suspect."""
         suspect = self.detector.max_specs * modeling_passes(self.detector.settings)
         suspect += self.repair_passes(MOST_REPAIRED)
-        return sum(list(self.passes.values())[number + 1 :]) + suspect
+        return sum(map(self._passes_left, list(self.passes)[number + 1 :])) + suspect
 
     def _left(self, number: int) -> str:
-        passes = list(self.passes.values())[number] + self._after(number)
+        passes = self._passes_left(list(self.passes)[number]) + self._after(number)
         return self.progress.left(passes, " if one class is suspect")
+
+    def _passes_left(self, spec: PatchSpec) -> float:
+        """Return the passes of the screening by a spec; 0 if an earlier scan, which was stopped, has stored it."""
+        stored = store.artifact_folder("scan-screened", self._config(spec, self.labels)).is_dir()
+        return 0 if stored else self.passes[spec]
+
+    def _config(self, spec: PatchSpec, labels: list[int]) -> dict:
+        """Return everything that the screening of some classes by a spec depends on."""
+        config = self.key | {"spec": str(spec), "screening": describe_method(self.detector.screening)}
+        return config | {"kept": self.kept} | ({} if len(labels) == len(self.classes) else {"classes": labels})
 
     def _screened(
         self, spec: PatchSpec, number: int, labels: list[int], run: Callable[..., tuple[list[float], Tensor | None]]
@@ -141,9 +151,7 @@ class ScanObserver(SearchObserver):
             rates, locations = run(labels, self.kept)
             return {}, {"rates": rates, "locations": None if locations is None else locations.tolist()}
 
-        config = self.key | {"spec": str(spec), "screening": describe_method(self.detector.screening)}
-        config |= {"kept": self.kept} | ({} if len(labels) == len(self.classes) else {"classes": labels})
-        step = partial(store.train_or_load, "scan-screened", config, make, self.device)
+        step = partial(store.train_or_load, "scan-screened", self._config(spec, labels), make, self.device)
         artifact = self.progress.run(self.passes_of(spec, len(labels)), step, self._after(number))
         locations = artifact.result["locations"]
         return list(artifact.result["rates"]), None if locations is None else torch.tensor(locations)

@@ -15,6 +15,8 @@ from mesa_lib.store.sanitize import sanitize
 MARGIN = 6.0
 #: words of an error that another size of the images may mend
 SHAPES = re.compile(r"shape|size|dimension|smaller|larger|match|\d+x\d+", re.I)
+#: sides of images that are tried for the advice to take another size
+USUAL_SIDES = (32, 28, 224, 64, 96, 128, 48, 112, 160, 192, 240, 256, 299, 384)
 #: images on which a model is tried
 TRIED = 64
 
@@ -126,8 +128,20 @@ def _outputs(wrapped: WrappedClassifier, images: Tensor) -> Tensor:
         message = f"the model returns a {sanitize(str(error))}; expected one tensor, a number for each class"
         raise ValueError(message) from error
     except Exception as error:  # third-party code may raise anything
-        advice = "try another image_size" if SHAPES.search(str(error)) else "expected a network of images (B, 3, H, W)"
+        advice = _advice(wrapped) if SHAPES.search(str(error)) else "expected a network of images (B, 3, H, W)"
         raise ValueError(f"the model does not take images of {size} pixels ({_first_line(error)}); {advice}") from error
+
+
+def _advice(wrapped: WrappedClassifier) -> str:
+    """Return which other size of the images to try, the first of the usual ones that the model takes."""
+    for side in USUAL_SIDES:
+        try:
+            with torch.no_grad():
+                wrapped(torch.rand(2, 3, side, side, device=wrapped.anchor.device))
+        except Exception:  # third-party code may raise anything
+            continue
+        return f"it takes {side} pixels: try image_size = {side} (--image-size {side})"
+    return "try another image_size"
 
 
 def _first_line(error: Exception) -> str:
