@@ -37,3 +37,11 @@ def test_a_rate_is_shown_with_its_interval_and_is_not_ranked_where_intervals_ove
     assert prose.rate(low) == "0.3% (95% CI 0.0–1.5%)"
     assert prose.overlap(low, high) and prose.overlap(high, low)
     assert not prose.overlap(low, high | {"low": 0.016})
+
+
+def test_claims_of_the_stored_run_hold_or_not(capsys):
+    assert prose.holds_here(True, lambda: {"samples work": True})
+    assert not prose.holds_here(True, lambda: {"samples work": True, "the mean fails": False})
+    shown = ["holds: samples work", "holds: samples work", "does not hold in this run: the mean fails"]
+    assert capsys.readouterr().out.splitlines() == shown
+    assert prose.holds_here(False, lambda: pytest.fail("not asked")) is False and capsys.readouterr().out == ""

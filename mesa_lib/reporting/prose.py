@@ -3,11 +3,14 @@
 A cell with the tag `computed-prose` ends with `prose.text(f"...")`. The notebook shows the text, and hides the source.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from textwrap import dedent
 
 import numpy as np
 from IPython.display import Markdown
+
+#: begins the line of a claim that does not hold
+NOT_HERE = "does not hold in this run"
 
 
 def text(markdown: str) -> Markdown:
@@ -47,3 +50,20 @@ def rate(measured: dict, digits: int = 1) -> str:
 def overlap(one: dict, other: dict) -> bool:
     """Return whether the intervals of two rates (`intervals.proportion`) overlap: then no sentence ranks the two."""
     return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def holds_here(stored: bool, claims: Callable[[], dict[str, bool]]) -> bool:
+    """Print which claims about the stored run hold in this run, and return whether all do.
+
+    Networks that are trained on another processor differ as by another seed, and a claim about details may not hold for
+    them. Titles and sentences that make it are shown only where it does.
+
+    Args:
+        stored: whether the parameters are those of the stored run (`Params.as_stored`); if not, nothing is printed.
+        claims: () -> text of each claim, and whether it holds here; called for the parameters of the stored run only.
+    """
+    if not stored:
+        return False
+    found = claims()
+    print("\n".join(f"{'holds' if holds else NOT_HERE}: {text}" for text, holds in found.items()))
+    return all(map(bool, found.values()))
