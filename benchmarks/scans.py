@@ -56,7 +56,7 @@ ATTACKED = {
 CLEAN = {"digits": 10, "cifar10": 3, "resnet": 1}
 PROFILE = {"digits": "digits", "cifar10": "cifar10-cpu", "resnet": "digits"}
 #: what scans report about the published ones: known only when all are there
-COUNTS = ("clean models", "clean models by data")
+COUNTS = ("clean models", "clean models by data", "p-value")
 #: number of digits that the ResNet classifies
 CLASSES = 4
 TORCHVISION = "torchvision:resnet18"

@@ -292,20 +292,6 @@ def residual_check(content: dict) -> str:
     )
 
 
-def zoo_table(content: dict) -> str:
-    """Return how often each stage flags attacked and clean models of the counted half, and that attack by attack."""
-    runs, made = content["runs"], content["made"]
-    halves = [sum(run["half"] == half for run in runs) for half in ("limits", "counted")]
-    return "\n\n".join(
-        [
-            attackers.markdown(zoo.rates(runs), f"p at most {zoo.LEVEL:g}"),
-            attackers.markdown(zoo.by_attack(runs), "models flagged"),
-            f"{halves[0]} models set the limits, {halves[1]} are counted. {made['device_name']}, "
-            f"torch {made['torch']}.",
-        ]
-    )
-
-
 def repair_loss(content: dict) -> str:
     """Return one line a variant: clean accuracy lost, and the ASR left, of each model."""
     models = list(dict.fromkeys(run["trigger"] for run in content["runs"]))
@@ -334,7 +320,7 @@ TABLES = {
     "equal-terms-digits": equal_terms,
     "residual-check": residual_check,
     "residual-cifar": residual_check,
-    "zoo-digits": zoo_table,
+    "zoo-digits": zoo.markdown,
     "repair-loss": repair_loss,
     "speed": speed,
     "speed-resnet18": speed,

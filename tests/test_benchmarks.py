@@ -13,6 +13,7 @@ from mesa_lib import data
 from mesa_lib.experiments import params, results
 from mesa_lib.experiments.pipeline import Pipeline
 from mesa_lib.reporting.tables import readme
+from mesa_lib.scan import p_values
 from mesa_lib.settings import PRESETS
 from mesa_lib.store import paths
 
@@ -343,3 +344,9 @@ def test_a_model_of_the_zoo_is_scored_by_its_stages(tiny, monkeypatch):
     found = {name: script.scored(detectors, pipeline, pipeline.clean().model) for name, detectors in wanted.items()}
     assert all(len(stage["scores"]) == 10 and stage["seconds"] >= 0 for stage in found.values())
     assert 0 <= max(found["random patches"]["scores"]) <= 1
+
+
+def test_the_package_carries_the_scores_of_the_published_networks():
+    published = json.loads((ROOT / "results" / p_values.PUBLISHED).read_text())
+    packaged = (ROOT / "mesa_lib" / "scan" / p_values.PACKAGED).read_text()
+    assert packaged == importlib.import_module("zoo").package_networks(published)

@@ -17,18 +17,19 @@ def test_p_values_need_numbers(reference, scores):
         detection.p_values(reference, scores)
 
 
-def test_p_values_of_clean_models_are_not_too_small():
-    """At most alpha of the clean models have a p-value up to alpha, with one stage and with the smallest of three."""
+@pytest.mark.parametrize("references", [20, 50])
+def test_p_values_of_clean_models_are_not_too_small(references):
+    """At most alpha of the clean models have a p-value up to alpha, with one stage and with the best of three."""
     rng = np.random.default_rng(0)
     one, three = [], []
     for _ in range(300):
-        reference, judged = rng.normal(size=(50, 3)), rng.normal(size=(20, 3))
+        reference, judged = rng.normal(size=(references, 3)), rng.normal(size=(20, 3))
         one.append(detection.p_values(reference[:, 0], judged[:, 0]))
         three.append(detection.combined(reference, judged))
     for p in (np.concatenate(one), np.concatenate(three)):
         for alpha in (0.05, 0.2, 0.5):
             assert (p <= alpha).mean() < alpha + 0.02
-        assert (p <= 0.2).mean() > 0.15
+        assert (p <= 0.2).mean() > 0.14
 
 
 def test_one_stage_that_stands_out_is_enough():

@@ -104,7 +104,7 @@ def test_pages_show_what_the_result_files_hold(name, table, tmp_path):
 def test_the_page_of_scans_shows_the_recorded_ones(tmp_path):
     page = tmp_path / "scan.md"
     shutil.copy(paths.root() / "docs" / "scan.md", page)
-    readme.fill_page(page, lambda _, content: scans.markdown(content["runs"]))
+    readme.fill_page(page, lambda name, content: scans.TABLES[name](content))
     assert page.read_text() == (paths.root() / "docs" / "scan.md").read_text(), "run python -m mesa_lib tables"
 
 

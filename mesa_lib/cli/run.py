@@ -97,7 +97,7 @@ def write_tables(a: argparse.Namespace) -> int:
     root = paths.repository("tables")
     (root / "docs" / "parameters.md").write_text(parameters.page())
     readme.fill_page(root / "docs" / "results.md", lambda _, content: readme.markdown(content), findings.FINDINGS)
-    readme.fill_page(root / "docs" / "scan.md", lambda _, content: scans.markdown(content["runs"]))
+    readme.fill_page(root / "docs" / "scan.md", lambda name, content: scans.TABLES[name](content))
     short = {findings.COVERED: findings.covered_short}
     readme.fill_page(root / "README.md", lambda _, content: summary.markdown(content), short)
     attacks = summary.by_attack(results.load_content(summary.RESULT)).items()

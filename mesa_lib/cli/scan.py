@@ -238,7 +238,8 @@ def _print_result(done: Scan, name: str, files: list[str]) -> None:
     names = result["flagged"] or result["suspicious"]
     flagged = f": {sanitize(scan_report.classes_named(names), 500)}" if names else ""
     print(f"{name}: {result['verdict']}{flagged}")
-    print(sanitize(scan_report.summary(result), 5000))
+    for text in filter(None, (scan_report.summary(result), scan_report.p_value(result))):
+        print(sanitize(text, 5000))
     if done.repaired is not None:
         shown = [scan_report.with_interval(result["repair"][f"accuracy {when}"]) for when in ("before", "after")]
         number = result["repair"]["images for the accuracy"]

@@ -9,7 +9,7 @@ class where p < 0.05 (`gamma_p_value`). With few classes this flags too often, s
 of sets of ten margins drawn from one Gamma distribution, 23 to 30% had p < 0.05. On small networks it also flagged many
 clean models. Here, the decision is the ratio of a class's margin to the median margin; the p-value is recorded.
 
-The ratio was at most 3.5 on clean models. The threshold misses backdoors that raise the logits less. Among models for
+The ratio was at most 4.2 on clean models. The threshold misses backdoors that raise the logits less. Among models for
 digits with an ASR of at least 98% (one per attack), the target's ratio was 27 for a patch at random locations and 5.3
 for one at a fixed location. For a patch in the corner it was 2.1, for a warp 3.8, and for a class-specific patch 1.8.
 

@@ -8,6 +8,7 @@ p = (1 + number of those that score as high) / (1 + number of all).
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score, roc_curve
 
 
@@ -29,24 +30,28 @@ def p_values(reference: Sequence[float], scores: Sequence[float]) -> np.ndarray:
 
 
 def combined(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return one p-value for each model from several stages (N,): that of its smallest p-value over the stages.
+    """Return one p-value for each model from several stages (N,): how rarely a clean model stands out as much in any.
 
-    The smallest of several p-values is too small for a clean model. So it is compared with the smallest p-values of
-    the reference models, each judged by all others.
+    How far a model stands out is its best rank in any stage. A model is ranked together with all reference models, so
+    that each of these has the same chance to stand out as a clean model that is judged: the p-value is not too small,
+    however few reference models there are.
 
     Args:
-        reference: (M, stages), scores of clean models that are not judged here, two or more.
+        reference: (M, stages), scores of clean models that are not judged here, one or more.
         scores: (N, stages), of the judged models.
     """
     reference, scores = np.asarray(reference, float), np.asarray(scores, float)
-    stages = range(reference.shape[1])
 
-    def smallest(known: np.ndarray, judged: np.ndarray) -> np.ndarray:
-        return np.min([p_values(known[:, s], judged[:, s]) for s in stages], 0)
+    def one(judged: np.ndarray) -> float:
+        together = np.vstack([reference, judged])
+        # rank 1: the highest; equal scores share the larger rank
+        best = len(together) + 1 - rankdata(together, method="min", axis=0).astype(int)
+        best = best.min(1)
+        return (best <= best[-1]).mean()
 
-    others = [np.delete(reference, i, 0) for i in range(len(reference))]
-    of_reference = np.array([smallest(known, reference[i : i + 1])[0] for i, known in enumerate(others)])
-    return p_values(-of_reference, -smallest(reference, scores))
+    if not len(reference) or np.isnan(reference).any() or np.isnan(scores).any():
+        raise ValueError(f"{len(reference)} reference models, {np.isnan(scores).sum()} NaN: expected some, no NaN")
+    return np.array([one(judged) for judged in scores])
 
 
 def roc(clean: Sequence[float], attacked: Sequence[float]) -> dict:

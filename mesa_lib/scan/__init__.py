@@ -6,6 +6,7 @@
     detector          MESA with nothing known: which patches are tried, and a limit for each way of stamping
     observer          every step of the search stored, the time left told
     false_positives   how often clean models are flagged
+    p_values          how rarely a clean network stands out as much as a scanned one
     options           what is looked for, and how a repair is trained
     scanner           all classes screened, suspects modeled, a verdict, on request the repair
     repair            what a repair stamps, and what is reported about it

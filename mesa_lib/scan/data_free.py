@@ -4,7 +4,7 @@ MM-BD (`defenses.maximum_margin`) is the only part of a scan that can see trigge
 patterns of any size. Its figure alone makes a class suspicious, and never backdoored: the limit comes from few clean
 networks. Statistics of the last layer are noted beside it, without a limit.
 
-The limit is far above what clean networks reach (3.5 at most on digits, 1.3 for one fastcnn of half width on CIFAR-10),
+The limit is above what clean networks reach (4.2 at most on digits, 1.3 for one fastcnn of half width on CIFAR-10),
 and misses much: on seven such networks with a covered backdoor the planted class came first each time, at 1.4 to 3.4.
 """
 

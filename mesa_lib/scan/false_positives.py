@@ -63,12 +63,13 @@ def clean_scores(settings: dict, groups: list[dict] | None = None) -> dict[str, 
         groups: None, those of the published scans.
     """
     groups = published_clean_models() if groups is None else groups
-    return next((group["scores"] for group in groups if _verdict(group["settings"]) == _verdict(settings)), {})
+    return next((group["scores"] for group in groups if same_verdict(group["settings"], settings)), {})
 
 
-def _verdict(settings: dict) -> dict:
-    """Return the settings on which a verdict depends: all but those of the modeling for a repair."""
-    return {name: value for name, value in settings.items() if name != "repair_modeling"}
+def same_verdict(first: dict, second: dict) -> bool:
+    """Return whether scans with these settings come to the same verdict: all count but the modeling for a repair."""
+    one, other = ({name: value for name, value in s.items() if name != "repair_modeling"} for s in (first, second))
+    return one == other
 
 
 def false_positives(scores: dict[str, list[list[float]]], above: float) -> dict[str, dict]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mesa_lib.defenses.mesa.detector import DetectionResult
-from mesa_lib.scan import false_positives
+from mesa_lib.scan import false_positives, p_values
 from mesa_lib.scan.detector import ScanDetector, limit
 
 
@@ -27,7 +27,8 @@ def judge(
         `incomplete` if nothing was found and some class or spec was left out.
         `flagged`, `suspicious`, `not screened`: names of classes. `verdicts`: one line a class. `clean models`,
         `clean models by data`: how many were scanned like this, and how many of them were flagged; none if something
-        was left out. `skipped`. The line of a class that was not screened has no rate and no score (None).
+        was left out. `skipped`. `p-value`: `p_values.p_value`, None if something was left out or no networks
+        were scanned alike. The line of a class that was not screened has no rate and no score (None).
     """
     judged, lines = detector.judge(detected), []
     complete = len(screened) == len(classes) and not skipped
@@ -54,7 +55,15 @@ def judge(
         "verdicts": lines,
         "clean models": len(clean_models),
         "clean models by data": false_positives.false_positives(by_dataset, detector.above),
+        "p-value": p_value(settings, margins, max(judged.scores)) if complete else None,
     }
+
+
+def p_value(settings: dict, margins: dict, score: float) -> dict | None:
+    """Return how rarely clean networks stand out as much (`p_values.p_value`); None if that is not known."""
+    if "ratios" not in margins:
+        return None
+    return p_values.p_value(settings, margins["starts"], max(margins["ratios"]), score)
 
 
 def line_of(detector: ScanDetector, detected: DetectionResult, label: int) -> dict:

@@ -93,6 +93,7 @@ def page(scanned: Scan, name: str) -> str:
         name=name,
         result=result,
         summary=summary(result),
+        p_value=p_value(result),
         rows=[
             line
             | {"recall": recall, "mistaken": mistaken, "patches": f"{line['rule']}{location(line['location'])}"}
@@ -168,6 +169,27 @@ def false_positives(result: dict) -> str:
     return f"Clean models, small networks scanned with equal settings, that were flagged (95% CI): {', '.join(counts)}."
 
 
+def p_value(result: dict) -> str:
+    """Return the p-value, and how often p-values were right, in sentences; "" if there is none."""
+    if not (found := result["p-value"]):
+        return ""
+    text = "{flagged} of {of} {kind} ones ({low:.0%}–{high:.0%})"
+    number, rest = found["networks"], [text.format(kind=kind, **part) for kind, part in found["counted"].items()]
+    as_high = round(found["p-value"] * (number + 1)) - 1
+    sentences = [
+        f"p = {found['p-value']:.3f}: of {number} clean networks that were scanned alike, {as_high or 'none'} "
+        f"{'stand' if as_high > 1 else 'stands'} out as much, in the largest margin or in the search."
+    ]
+    sentences += [f"Of other networks, {' and '.join(rest)} have p ≤ {found['level']:g}."] if rest else []
+    sentences.append(
+        f"The limits of the scan flag {text.format(kind='clean', **found['by limits'])}. "
+        "These are small networks on digits; for others a p-value is a hint."
+    )
+    if result["flagged"] and found["p-value"] > found["level"]:
+        sentences.append("So the flag may be false: clean networks stand out as much.")
+    return " ".join(sentences)
+
+
 def margins(result: dict) -> str:
     """Return what the margins are and where they stand out, or why there are none, in sentences."""
     found = result["data-free"]
@@ -177,7 +199,7 @@ def margins(result: dict) -> str:
     return (
         f"The margin needs no images (MM-BD, {found['starts']} starts a class). It is how far a class's output can "
         f"rise above all others, divided by the median of all classes. The highest is {highest:.1f}; above "
-        f"{found['limit']:g} a class is suspicious (the highest of a clean network was 3.5). Triggers that are no "
+        f"{found['limit']:g} a class is suspicious (the highest of a clean network was 4.2). Triggers that are no "
         "patches, such as blends, can show here. A low margin is no all-clear: many patches raise the outputs little."
     )
 

@@ -1,10 +1,11 @@
-"""How often a scan is right, from the recorded scans of `benchmarks/scans.py`: the table of docs/scan.md."""
+"""How often a scan is right, from the recorded scans of `benchmarks/scans.py`: tables of docs/scan.md."""
 
 from collections.abc import Sequence
 
 import torch
 
 from mesa_lib.evaluation.intervals import proportion
+from mesa_lib.reporting.tables import zoo
 
 #: data set -> its name in the table
 NAMES = {
@@ -36,6 +37,10 @@ def markdown(runs: Sequence[dict]) -> str:
         if group := [run for run in runs if run["dataset"] == dataset]:
             lines.append(f"| {' | '.join([name, *_cells(group)])} |")
     return "\n".join(lines)
+
+
+#: name of a result file -> the table that docs/scan.md has of it
+TABLES = {"scans": lambda content: markdown(content["runs"]), "zoo-digits": zoo.short}
 
 
 def _cells(runs: Sequence[dict]) -> list[str]:
