@@ -44,9 +44,8 @@ def combined(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     def one(judged: np.ndarray) -> float:
         together = np.vstack([reference, judged])
-        # rank 1: the highest; equal scores share the larger rank
-        best = len(together) + 1 - rankdata(together, method="min", axis=0).astype(int)
-        best = best.min(1)
+        ranks = rankdata(-together, method="max", axis=0)  # 1: the highest; equal scores share the larger rank
+        best = ranks.min(1)
         return (best <= best[-1]).mean()
 
     if not len(reference) or np.isnan(reference).any() or np.isnan(scores).any():

@@ -10,6 +10,7 @@
     options           what is looked for, and how a repair is trained
     scanner           all classes screened, suspects modeled, a verdict, on request the repair
     repair            what a repair stamps, and what is reported about it
+    writing           the repaired model as a file, in the form in which the scanned one came
     migration         results of earlier versions
 
 The reports are written by `reporting.html.scan`, the command `python -m mesa_lib scan` is `cli.scan`.

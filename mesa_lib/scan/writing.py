@@ -1,5 +1,6 @@
 """A repaired model as a file, in the form in which the scanned one came: under its own names, or as an ONNX file."""
 
+import copy
 import warnings
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def write_weights(network: nn.Module, file: Path, names: dict[str, str] | None =
 
 def _write_onnx(model: WrappedClassifier, images: Tensor, file: Path) -> bool:
     """Write the network as an ONNX file -> whether it could be written and has the same outputs when it is read."""
-    inputs = model.network_inputs(images).cpu()
-    network = model.network.cpu().eval()
+    model = copy.deepcopy(model).cpu().eval()  # the images and the file that is read again are on the CPU
+    inputs, network = model.network_inputs(images.cpu()), model.network
     fixed = isinstance(network, FixedBatch)
     inputs = inputs[: network.size] if fixed else inputs
     scratch = file.with_name(f".{file.name}.part")
